@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from rewards.signatures.given import GivenCode, reference_to
+from rollouts.errors import nearest
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -239,3 +240,23 @@ class Settings(BaseModel):
         """
         fields = type(self).model_fields
         return next((n for n in names if getattr(self, n) != fields[n].get_default()), None)
+
+
+def settings_from(value: Any, registry: Mapping[str, type[Settings]], kind: str) -> Any:
+    """Return settings that a registry has by name, from ``ewc`` or ``{name: ewc, lambda: 100}``.
+
+    Args:
+        kind: word for what is registered, for messages.
+
+    Raises:
+        ValueError: the value has no name, or one that is not registered.
+    """
+    value = {"name": value} if isinstance(value, str) else value
+    if not isinstance(value, dict):
+        return value
+    if "name" not in value:
+        raise ValueError(f"{value} names no {kind}; write which one as name")
+    name = value["name"]
+    if not isinstance(name, str) or name not in registry:
+        raise ValueError(f"no {kind} {name!r}; {nearest(str(name), list(registry))}")
+    return registry[name].model_validate(value)

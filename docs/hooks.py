@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from html import unescape
 from itertools import pairwise
@@ -26,10 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import align
 from align.algorithms import ALGORITHMS, Algorithm
 from align.config.campaign import CampaignConfig, RoundSettings
-from align.config.mergers import MERGERS
-from align.config.mergers.settings import MergeConfig
-from align.config.retention.methods import RetentionConfig
-from align.config.retention.registry import RETENTION
+from align.config.file import REGISTRIES
 from align.config.schedule import spell_duration
 from launch.cli import app
 from rewards.registry import REWARDS
@@ -261,12 +258,8 @@ def blocks() -> dict[type[BaseModel], list[str]]:
 
 def _named(models: Iterator[type[BaseModel]]) -> Iterator[type[BaseModel]]:
     """Put the settings of every retention method or merger where a field takes any of them."""
-    every: dict[type[BaseModel], Collection[type[BaseModel]]] = {
-        RetentionConfig: RETENTION.values(),
-        MergeConfig: MERGERS.values(),
-    }
     for model in models:
-        yield from every.get(model, (model,))
+        yield from REGISTRIES[model].values() if model in REGISTRIES else (model,)
 
 
 def _twice(path: str, name: str) -> bool:

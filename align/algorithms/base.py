@@ -60,6 +60,11 @@ class Algorithm(Settings):
     """Reasons why the algorithm does not read a setting of the round, by the setting's key."""
 
     @property
+    def trains_policy(self) -> bool:
+        """True if the learner trains the policy: not a reward model, and not by another program."""
+        return self.makes == "policy" and self.learns_here
+
+    @property
     def material(self) -> Material:
         """Kind of data that a step of new prompts learns from."""
         return "rollouts"

@@ -28,12 +28,12 @@ from align.bank.encoder import EncoderIdentity
 from align.errors import SnapshotError
 from align.settings import NAME_PATTERN
 from align.store.durable import digest_of
-from rollouts.engines.protocol import BankAdapter
+from rollouts.engines.protocol import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BankAdapter
 
 BANK = "bank.json"
 ADAPTERS = "adapters"
 KEYS = "keys.safetensors"
-FILES = ("adapter_model.safetensors", "adapter_config.json", KEYS)
+FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, KEYS)
 VERSION = 1
 
 

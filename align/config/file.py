@@ -17,13 +17,13 @@ from pydantic import BaseModel, ValidationError
 
 from align.algorithms import Algorithm, algorithm_class, spelt_out
 from align.config.campaign import CampaignConfig, filled
-from align.config.mergers import merger_class
+from align.config.mergers import MERGERS
 from align.config.mergers.settings import MergeConfig
 from align.config.messages.mistakes import Mistake, Narrowed, mistakes_of
 from align.config.messages.syntax import not_yaml
 from align.config.messages.written import Lines
 from align.config.retention.methods import RetentionConfig
-from align.config.retention.registry import retention_class
+from align.config.retention.registry import RETENTION
 from align.config.store import SQLITE
 from align.config.watch import respelt, respelt_key
 from align.settings import Places
@@ -38,6 +38,12 @@ CAMPAIGN = "campaign"
 
 MERGE = "tag:yaml.org,2002:merge"
 """Tag of the key ``<<``."""
+
+REGISTRIES: Mapping[type[BaseModel], Mapping[str, type[BaseModel]]] = {
+    RetentionConfig: RETENTION,
+    MergeConfig: MERGERS,
+}
+"""Settings by name, for each base class whose place in a campaign file any of them takes."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -329,11 +335,9 @@ def _narrowed(places: Places) -> Narrowed:
         if not isinstance(value, dict | str):
             return model
         name = value if isinstance(value, str) else value.get("name")
+        if model in REGISTRIES:
+            return REGISTRIES[model].get(str(name), model)
         try:
-            if model is RetentionConfig:
-                return retention_class(name)
-            if model is MergeConfig:
-                return merger_class(name)
             return algorithm_class(name, places) if model is Algorithm else model
         except ValueError:
             return model

@@ -87,8 +87,8 @@ def check_methods(spec: RoundConfig) -> None:
     replay, anchors = spec.replay, spec.anchors
     past = replay.past > 0 and bool(replay.rewards or anchors.past)
     general = replay.general_prompts is not None and replay.general > 0 and bool(anchors.general)
-    learns = spec.algorithm.makes == "policy" and spec.algorithm.learns_here
-    if "agem" in changing and learns and not past and not general and not replay.likelihoods:
+    is_idle = not past and not general and not replay.likelihoods
+    if "agem" in changing and spec.algorithm.trains_policy and is_idle:
         lacks = "replay.past is 0" if not replay.past else "replayed prompts have no loss"
         raise ValueError(
             f"retention: agem compares the gradient with that of replayed rows, and {lacks}; set "
@@ -276,7 +276,7 @@ def check_retention(rounds: Sequence[RoundConfig], index: int, policy: PolicyCon
             f"round nor one before it ranks any (algorithm {spec.algorithm.name}); use kl_anchors, or give "
             "an earlier round the algorithm copr, dpo or fpo"
         )
-    if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
+    if not spec.algorithm.trains_policy:
         return
     where = f"rounds.{index}.retention"
     apart = [method.name for method in spec.retention if method.needs_fresh_adapter]

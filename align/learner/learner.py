@@ -29,11 +29,11 @@ from align.learner.ranks.ranks import SOLO, Ranks
 from align.learner.ranks.sharding import local
 from align.learner.reference_cache import ReferenceCache
 from align.learner.references import PolicyTask, ReferenceModels, References
-from align.learner.teachers.slow_teacher import MovingCopy, moving_copy
+from align.learner.teachers.moving_copy import MovingCopy, moving_copy
 from align.learner.training import Objective, Training
 from rollouts.engines.protocol import WeightUpdate
 from rollouts.machine.processor import quickest_dtype
-from rollouts.types import Mix, SnapshotId
+from rollouts.types import Mix, PromptIds, SnapshotId
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Largest allowed |engine - learner| logprob, in nats."""
@@ -95,7 +95,7 @@ class Learner:
             penalties: builds what holds the policy to earlier snapshots.
         """
         round_penalties = self._make_penalties(spec, references, seed, penalties)
-        slow_teacher = self._make_slow_teacher(spec, references, seed)
+        moving_teacher = self._make_moving_teacher(spec, references, seed)
         torch.manual_seed(seed)
         if references.beginning is None:
             self.load(references.parent)
@@ -115,14 +115,14 @@ class Learner:
             spec=spec,
             references=references,
             penalties=round_penalties,
-            slow_teacher=slow_teacher,
+            moving_teacher=moving_teacher,
         )
         return Training(self, objective, optimizer, num_steps)
 
     def begin_adapter(
         self,
         name: str,
-        prompts: Sequence[tuple[int, ...]],
+        prompts: Sequence[PromptIds],
         seed: int,
         superseded: AbstractSet[str] = frozenset(),
     ) -> None:
@@ -136,7 +136,7 @@ class Learner:
         assert self.policy.bank is not None, "only a policy with a bank has adapters by name"
         self.policy.bank.begin(name, prompts, seed, superseded)
 
-    def mixes(self, prompts: Sequence[tuple[int, ...]]) -> list[Mix]:
+    def mixes(self, prompts: Sequence[PromptIds]) -> list[Mix]:
         """Return the adapters of the bank that answer each prompt under the present weights."""
         return [()] * len(prompts) if self.policy.bank is None else self.policy.bank.mixes(prompts)
 
@@ -158,7 +158,7 @@ class Learner:
             penalty.before_round()
         return penalties
 
-    def _make_slow_teacher(
+    def _make_moving_teacher(
         self, spec: RoundSettings, references: References, seed: int
     ) -> MovingCopy | None:
         """Build the round's moving teacher, which may load earlier weights into the policy meanwhile."""

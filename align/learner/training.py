@@ -65,7 +65,7 @@ from align.learner.ranks.lanes import Gradients, Lanes
 from align.learner.ranks.sharding import local
 from align.learner.reference_cache import ReferenceWeights
 from align.learner.references import ReferenceModels, References
-from align.learner.teachers.slow_teacher import MovingCopy
+from align.learner.teachers.moving_copy import MovingCopy
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Objective:
     policy: Policy
     anchors: ReferenceModels
     critic: Critic | None
-    slow_teacher: MovingCopy | None
+    moving_teacher: MovingCopy | None
     """Teacher that follows the policy, instead of the snapshot that the algorithm names; None: it stays."""
     spec: RoundSettings
     references: References
@@ -204,7 +204,7 @@ class Objective:
             if "reference" in self.spec.algorithm.needs_of(row):
                 needed |= {snapshot for snapshot, _ in self.reference_of(row)} - moving
         teacher = self.spec.algorithm.teacher_snapshot
-        if teacher is not None and self.slow_teacher is None:
+        if teacher is not None and self.moving_teacher is None:
             needed.add(self.references.named(teacher))
         return needed
 
@@ -222,8 +222,8 @@ class Objective:
         }
 
     def _teacher_outputs(self, micro: MicroBatch, temperature: float) -> Outputs:
-        if self.slow_teacher is not None:
-            return self.slow_teacher.outputs(micro, temperature)
+        if self.moving_teacher is not None:
+            return self.moving_teacher.outputs(micro, temperature)
         teacher = self.spec.algorithm.teacher_snapshot
         assert teacher is not None
         return self.anchors.outputs(self.references.named(teacher), micro, temperature)
@@ -452,8 +452,8 @@ class Training:
                 self.learner.fresh = False
                 take_step(self.optimizer, self.penalties, trained)
             self.skipped = 0
-            if self.objective.slow_teacher is not None:
-                self.objective.slow_teacher.move()
+            if self.objective.moving_teacher is not None:
+                self.objective.moving_teacher.move()
         else:
             self.skipped = count_skipped(self.skipped, lr)
         return {**norms, **values, "lr": lr, "steps_skipped": float(self.skipped > 0)}
@@ -564,7 +564,7 @@ class Training:
 
     def state(self) -> TrainingState:
         """Return everything that changes while this rank learns, for checkpoints."""
-        policy, teacher = self.learner.policy, self.objective.slow_teacher
+        policy, teacher = self.learner.policy, self.objective.moving_teacher
         weights = {f"{WEIGHTS}{n}": local(p) for n, p in policy.named_parameters().items()}
         if policy.bank is not None and (keys_GPC := policy.bank.keys) is not None:
             weights[f"{WEIGHTS}{KEYS}"] = keys_GPC

@@ -12,7 +12,8 @@ from typing import Any
 
 from align.gate.evidence import Evidence
 from align.gate.forgetting import ON_FEWER_WORDS, ScoreMatrix
-from align.gate.measurement.results import measured_figures, measured_routing
+from align.gate.measurement.results import measured_figures
+from align.gate.measurement.routing import measured_routing
 from align.gate.suites.kinds import KINDS, kind_of_round
 from align.report.records.history import RoundEntry, entries, reasons_of, sealed_names
 from align.report.summary_numbers import summary_of

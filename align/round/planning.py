@@ -147,8 +147,7 @@ def replayed_prompts(
             if name in replayed
         }
     )
-    learns = spec.algorithm.makes == "policy" and spec.algorithm.learns_here
-    if config is None or not learns:
+    if config is None or not spec.algorithm.trains_policy:
         return stored
     return synthesised(spec, config, parent, stored, barred, session)
 

@@ -91,7 +91,7 @@ class MergeOrigin(Origin):
     def sentence(self) -> str:
         """Sentence about the merge, for a person."""
         trained = ", ".join(snapshot[:16] for snapshot in self.runs)
-        return f"The round's candidate is a merge: {self.told}; trained were {trained}"
+        return f"The round's candidate is a merge: {self.told}; what was trained is {trained}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

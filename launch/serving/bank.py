@@ -16,6 +16,7 @@ from typing import Any
 
 from align.bank.bank import Bank, read_bank
 from align.config.campaign import CampaignConfig
+from rollouts.engines.protocol import ADAPTER_CONFIG
 from rollouts.engines.vllm_bank import write_increment
 from rollouts.errors import TemplateRefusal, UserError
 from rollouts.types import Prompt
@@ -56,7 +57,7 @@ def served_bank(folder: Path, where: str) -> ServedBank:
         )
     rank, targets = 1, ()
     for adapter in bank.adapters:
-        config = json.loads((adapter.folder / "adapter_config.json").read_text())
+        config = json.loads((adapter.folder / ADAPTER_CONFIG).read_text())
         rank = max(rank, int(config["r"]) // adapter.keys_GPC.shape[1])
         targets = tuple(config["target_modules"])
     return ServedBank(folder=folder, rank=rank, targets=targets)

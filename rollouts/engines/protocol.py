@@ -45,6 +45,10 @@ class ScoreRequest:
     """Adapters of the bank that the logprobs are taken under; see `SampleRequest.mix`."""
 
 
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""Files of an adapter's folder, as peft names them."""
+
+
 class BankAdapter(NamedTuple):
     """One adapter of a bank, as an engine loads it."""
 

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     """Tokens of one request, its sampling, and the adapter that answers it."""
 
 MAX_LORAS = 8
-"""Increments of a bank that one batch of vLLM mixes at most; others wait their turn."""
+"""Largest number of increments of a bank in one batch of vLLM; requests of others wait their turn."""
 
 
 @dataclass(frozen=True, kw_only=True)

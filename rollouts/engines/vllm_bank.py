@@ -13,13 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rollouts.engines.protocol import BankAdapter
+from rollouts.engines.protocol import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BankAdapter
 from rollouts.types import Mix
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 IDS = count(1_000_000)
 """Numbers of increments in vLLM, which adapters of single updates do not reach."""
 WHOLE = 1e-6
@@ -108,15 +107,15 @@ def write_increment(adapter: Path, number: int, increments: int, folder: Path) -
     """
     from safetensors.torch import load_file, save_file
 
-    config = json.loads((adapter / CONFIG).read_text())
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
     rank = int(config["r"]) // increments
     part = slice(number * rank, (number + 1) * rank)
     tensors = {
         name: (tensor[part] if ".lora_A." in name else tensor[:, part]).contiguous()
-        for name, tensor in load_file(adapter / WEIGHTS).items()
+        for name, tensor in load_file(adapter / ADAPTER_WEIGHTS).items()
     }
     share = increments**0.5 if config.get("use_rslora") else increments
     config |= {"r": rank, "lora_alpha": config["lora_alpha"] / share}
     folder.mkdir(parents=True)
-    save_file(tensors, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(config, sort_keys=True))
+    save_file(tensors, folder / ADAPTER_WEIGHTS)
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, sort_keys=True))

@@ -14,7 +14,7 @@ from align.config.mergers.settings import (
     TiesMergeConfig,
     WarpMergeConfig,
 )
-from rollouts.errors import nearest
+from align.settings import settings_from
 
 MERGERS: dict[str, type[MergeConfig]] = {
     "linear": LinearMergeConfig,
@@ -29,27 +29,5 @@ MERGERS: dict[str, type[MergeConfig]] = {
 
 
 def merger_from(value: Any) -> Any:
-    """Return the settings of a merger, from ``slerp`` or ``{name: slerp, share: 0.5}``; false is none.
-
-    Raises:
-        ValueError: the value names no merger, or one that does not exist.
-    """
-    if value is False:
-        return None
-    value = {"name": value} if isinstance(value, str) else value
-    if not isinstance(value, dict):
-        return value
-    if "name" not in value:
-        raise ValueError(f"{value} names no merger; write which one as name")
-    return merger_class(value["name"]).model_validate(value)
-
-
-def merger_class(name: object) -> type[MergeConfig]:
-    """Return the class of a merger's settings.
-
-    Raises:
-        ValueError: no merger has this name.
-    """
-    if isinstance(name, str) and name in MERGERS:
-        return MERGERS[name]
-    raise ValueError(f"no merger {name!r}; {nearest(str(name), list(MERGERS))}")
+    """Return the settings of a merger, see `settings_from`; false is none."""
+    return None if value is False else settings_from(value, MERGERS, "merger")

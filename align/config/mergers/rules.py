@@ -20,7 +20,7 @@ def check_merge(rounds: Sequence[RoundConfig], index: int, policy: PolicyConfig)
     """
     spec = rounds[index]
     merge, where = spec.merge, f"rounds.{index}.merge"
-    if merge is None or spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
+    if merge is None or not spec.algorithm.trains_policy:
         return
     if policy.has_bare_dora:
         raise ValueError(

@@ -6,8 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from align.settings import Settings
-from rollouts.errors import nearest
+from align.settings import Settings, settings_from
 
 Floor = Annotated[float, Field(ge=0, le=1)]
 
@@ -71,20 +70,8 @@ DRAWS: dict[str, type[DrawConfig]] = {
 
 
 def draw_from(value: Any) -> Any:
-    """Return the settings of a draw, from ``mastery`` or ``{name: mastery, floor: 0.2}``.
-
-    Raises:
-        ValueError: the value names no draw, or one that does not exist.
-    """
-    value = {"name": value} if isinstance(value, str) else value
-    if not isinstance(value, dict):
-        return value
-    if "name" not in value:
-        raise ValueError(f"{value} are settings of no draw; write which one as name")
-    name = value["name"]
-    if not isinstance(name, str) or name not in DRAWS:
-        raise ValueError(f"no draw {name!r}; {nearest(str(name), list(DRAWS))}")
-    return DRAWS[name].model_validate(value)
+    """Return the settings of a draw, see `settings_from`."""
+    return settings_from(value, DRAWS, "draw")
 
 
 Draw = Annotated[

@@ -21,7 +21,7 @@ from align.config.retention.methods import (
     RetentionConfig,
     SIConfig,
 )
-from rollouts.errors import nearest
+from align.settings import settings_from
 
 RETENTION: dict[str, type[RetentionConfig]] = {
     "kl_anchors": KLAnchorsConfig,
@@ -45,25 +45,5 @@ RETENTION: dict[str, type[RetentionConfig]] = {
 
 
 def retention_from(value: Any) -> Any:
-    """Return the settings of a method, from ``ewc`` or ``{name: ewc, lambda: 100}``.
-
-    Raises:
-        ValueError: the value names no method, or one that does not exist.
-    """
-    value = {"name": value} if isinstance(value, str) else value
-    if not isinstance(value, dict):
-        return value
-    if "name" not in value:
-        raise ValueError(f"{value} names no method of retention; write which one as name")
-    return retention_class(value["name"]).model_validate(value)
-
-
-def retention_class(name: object) -> type[RetentionConfig]:
-    """Return the class of a method's settings.
-
-    Raises:
-        ValueError: no method has this name.
-    """
-    if isinstance(name, str) and name in RETENTION:
-        return RETENTION[name]
-    raise ValueError(f"no retention method {name!r}; {nearest(str(name), list(RETENTION))}")
+    """Return the settings of a method, see `settings_from`."""
+    return settings_from(value, RETENTION, "retention method")

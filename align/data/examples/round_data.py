@@ -99,8 +99,7 @@ class RoundDataLoader:
             if pool is not None:
                 with within(f"{where}.replay.general_prompts"):
                     data.general[spec.name] = load_prompts(pool, SCHEMES, None, "general")
-            learns = spec.algorithm.makes == "policy" and spec.algorithm.learns_here
-            if spec.replay.pretraining is not None and learns:
+            if spec.replay.pretraining is not None and spec.algorithm.trains_policy:
                 with within(f"{where}.replay.pretraining"):
                     self._load_texts(spec, spec.replay.pretraining, data)
         return _without_held(data, rounds, self.encoder, self.trained_on)

@@ -69,7 +69,7 @@ def draw_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[st
 
 def answer_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[str]:
     """Yield which answers and texts a round keeps likely beside its own loss."""
-    if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
+    if not spec.algorithm.trains_policy:
         return
     answers, texts = spec.replay.answers, spec.replay.pretraining
     owners = [other.name for other in earlier if other.algorithm.makes == "policy"]

@@ -190,7 +190,7 @@ def measured_seconds(path: Path) -> float | None:
     None: the file is missing, damaged, or older than this note. Only its header is read.
     """
     try:
-        seconds = _header(path).get("seconds")
+        seconds = header_of(path).get("seconds")
         return None if seconds is None else float(seconds)
     except (ValueError, TypeError):
         return None
@@ -202,29 +202,15 @@ def measured_figures(path: Path) -> dict[str, float]:
     Empty if the file is missing or damaged, or has none. Only its header is read.
     """
     try:
-        return {str(name): float(value) for name, value in _header(path).get("beside", {}).items()}
+        return {
+            str(name): float(value) for name, value in header_of(path).get("beside", {}).items()
+        }
     except (ValueError, TypeError, AttributeError):
         return {}
 
 
-def measured_routing(path: Path) -> dict[str, float]:
-    """Return routing accuracy and retrieval's share of the time, of a file that `ItemResults.save` wrote.
-
-    Accuracy is the share of a round's items that the round's own adapter of the bank answered; it is
-    missing where the bank has no adapter of that round. Only the file's header is read.
-    """
-    try:
-        header = _header(path)
-        figures = {"routing accuracy": header.get("routed", {}).get(header.get("suite"))}
-        if header.get("retrieval_s") is not None and header.get("seconds"):
-            figures["retrieval share"] = header["retrieval_s"] / header["seconds"]
-        return {name: float(value) for name, value in figures.items() if value is not None}
-    except (ValueError, TypeError, AttributeError):
-        return {}
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """Return the header of a file; empty if there is none."""
+def header_of(path: Path) -> dict[str, Any]:
+    """Return the header of a file that `ItemResults.save` wrote; empty if there is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

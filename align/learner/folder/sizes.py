@@ -61,7 +61,7 @@ def learner_memory(model: Path, policy: PolicyConfig, spec: RoundConfig) -> Lear
     whole, trained = num_parameters(model), num_trained(model, policy)
     ranks = policy.ranks if policy.lora is None else 1
     adapter = 0 if policy.lora is None else trained
-    steps = _takes_steps(spec)
+    steps = spec.algorithm.trains_policy
     copies = sum(method.weight_copies for method in spec.retention) if steps else 0
     moving = _following(spec) * _moving_size(whole, trained, policy) if steps else 0
     return LearnerMemory(
@@ -134,7 +134,7 @@ def checkpoint_bytes(model: Path, policy: PolicyConfig, specs: Sequence[RoundCon
         sum(method.checkpoint_copies for method in spec.retention) * trained
         + (_following(spec) + (spec.algorithm.teacher_follows is not None)) * moving
         for spec in specs
-        if _takes_steps(spec)
+        if spec.algorithm.trains_policy
     ]
     return FLOAT32 * (trained * (1 + MOMENTS) + max(copies, default=0))
 
@@ -147,7 +147,7 @@ def artifact_bytes(
     Args:
         earlier: rounds before it, each taken for accepted.
     """
-    if not _takes_steps(spec):
+    if not spec.algorithm.trains_policy:
         return 0
     keeping = sum(m.artifact_copies * (1 + earlier * m.adds_up) for m in spec.retention)
     return FLOAT32 * (keeping * num_trained(model, policy) + _bases(model, policy, spec))
@@ -159,7 +159,7 @@ def _bases(model: Path, policy: PolicyConfig, spec: RoundConfig) -> int:
     With full weights a basis is about as large as its layer, and counts as a copy of it.
     """
     adapted = _adaptation(model, policy.model_dump_json())
-    if adapted is None or not _takes_steps(spec):
+    if adapted is None or not spec.algorithm.trains_policy:
         return 0
     return adapted.squared_inputs * sum(method.input_bases for method in spec.retention)
 
@@ -203,11 +203,6 @@ def _anchors(whole: int, trained: int, policy: PolicyConfig, spec: RoundConfig) 
         return len(names) * trained * FLOAT32
     size = whole * BYTES[policy.dtype]
     return max(size, min(size * len(names), ANCHOR_CACHE)) if names else 0
-
-
-def _takes_steps(spec: RoundConfig) -> bool:
-    """Tell if the learner trains the policy in this round."""
-    return spec.algorithm.makes == "policy" and spec.algorithm.learns_here
 
 
 def _teacher(whole: int, trained: int, policy: PolicyConfig, spec: RoundConfig) -> int:

@@ -32,7 +32,7 @@ from rollouts.machine.device import resolve_device
 from rollouts.machine.processor import quickest_dtype
 from rollouts.pool.fleet import reason_of
 from rollouts.pool.placement import Room, on_one_machine, told
-from rollouts.types import Mix, SnapshotId
+from rollouts.types import Mix, PromptIds, SnapshotId
 
 if TYPE_CHECKING:
     from align.algorithms.rows import Batch, Row
@@ -277,14 +277,14 @@ class LearnerGroup:
     def begin_adapter(
         self,
         name: str,
-        prompts: Sequence[tuple[int, ...]],
+        prompts: Sequence[PromptIds],
         seed: int,
         superseded: AbstractSet[str] = frozenset(),
     ) -> None:
         """See `Learner.begin_adapter`."""
         self.call("learner", (), "begin_adapter", name, list(prompts), seed, superseded)
 
-    def mixes(self, prompts: Sequence[tuple[int, ...]]) -> list[Mix]:
+    def mixes(self, prompts: Sequence[PromptIds]) -> list[Mix]:
         """See `Learner.mixes`; the first rank retrieves."""
         mixes: list[Mix] = self.call("learner", (), "mixes", list(prompts))
         return mixes

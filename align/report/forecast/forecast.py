@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 from align.config.campaign import CampaignConfig, RoundConfig
@@ -154,19 +155,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
                 *replay_lines(chosen.rounds, states),
                 *contradiction_lines(chosen.rounds, inputs.examples, states, inputs.held_out),
             ]
-            folder = config.folder.absolute()
-            present = next(path for path in (folder, *folder.parents) if path.exists())
-            coming = sum(map(num_snapshots, learnt))
-            disk = Disk(
-                base=0 if records else folder_bytes(inputs.model),
-                snapshots=snapshots_bytes(inputs.model, config.policy, coming, states.values()),
-                checkpoint=checkpoint_bytes(inputs.model, config.policy, learnt) if learnt else 0,
-                artifacts=sum(
-                    artifact_bytes(inputs.model, config.policy, s, earlier=chosen.rounds.index(s))
-                    for s in learnt
-                ),
-                free=shutil.disk_usage(present).free,
-            )
+            disk = _disk(config, inputs.model, chosen.rounds, learnt, states)
             gate = foresee(view, remaining_suites(view.rounds, inputs, ledger), ledger)
             adapted = adaptation_of(inputs.model, config.policy)
         finally:
@@ -191,6 +180,35 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         available=available_memory(),
         disk=disk,
         gate=gate,
+    )
+
+
+def _disk(
+    config: CampaignConfig,
+    model: Path,
+    rounds: Sequence[RoundConfig],
+    learnt: Sequence[RoundConfig],
+    states: Mapping[str, str],
+) -> Disk:
+    """Count what the next run writes, and what is free where it writes.
+
+    Args:
+        model: folder of the base.
+        rounds: all rounds of the campaign, in order.
+        learnt: those that the run is to train.
+        states: state of every round in the ledger; empty before the first run.
+    """
+    folder, policy = config.folder.absolute(), config.policy
+    present = next(path for path in (folder, *folder.parents) if path.exists())
+    coming = sum(map(num_snapshots, learnt))
+    return Disk(
+        base=0 if states else folder_bytes(model),
+        snapshots=snapshots_bytes(model, policy, coming, states.values()),
+        checkpoint=checkpoint_bytes(model, policy, learnt) if learnt else 0,
+        artifacts=sum(
+            artifact_bytes(model, policy, spec, earlier=rounds.index(spec)) for spec in learnt
+        ),
+        free=shutil.disk_usage(present).free,
     )
 
 
@@ -238,7 +256,7 @@ def _coming(
     sampled = past * spec.replay.samples_per_prompt + general
     if spec.algorithm.material == "rollouts":
         sampled += new * spec.sampling.group_size
-    if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
+    if not spec.algorithm.trains_policy:
         sampled = 0.0
     merge = merging(spec)
     runs, points = (1, 1) if merge is None else (merge.num_runs, len(merge.points))
@@ -271,7 +289,7 @@ def answered(spec: RoundConfig, earlier: Sequence[RoundConfig], inputs: Inputs) 
             answered once.
     """
     answers, synthesis = spec.replay.answers, spec.replay.synthesis
-    if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
+    if not spec.algorithm.trains_policy:
         return 0
     pools = ((other, inputs.prompts.get(other.name, ())) for other in earlier)
     stored = [min(other.replay.buffer, len(pool)) for other, pool in pools]

@@ -28,7 +28,7 @@ from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
 from align.config.retention.anchors import FollowConfig
 from align.errors import UserError
-from align.learner.teachers.slow_teacher import MovingCopy
+from align.learner.teachers.moving_copy import MovingCopy
 from rollouts.errors import nearest
 from rollouts.types import SnapshotId
 

@@ -26,7 +26,7 @@ from align.config.retention.anchors import AnchorConfig
 from align.config.retention.methods import KLAnchorsConfig
 from align.learner.batching import Denominators, to_tensors
 from align.learner.penalty import LearnerView
-from align.learner.teachers.slow_teacher import moving_copy
+from align.learner.teachers.moving_copy import moving_copy
 from align.retention.anchors.following import FollowingAnchor
 from align.retention.base import RetentionMethod
 from rollouts.types import SnapshotId

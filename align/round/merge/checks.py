@@ -37,8 +37,7 @@ def check_blocks(spec: RoundConfig, model: Path) -> None:
 
 def merging(spec: RoundConfig) -> MergeConfig | None:
     """Return the merger that acts in a round; None where the learner trains no policy."""
-    learns = spec.algorithm.makes == "policy" and spec.algorithm.learns_here
-    return spec.merge if learns else None
+    return spec.merge if spec.algorithm.trains_policy else None
 
 
 def merge_lines(config: CampaignConfig, names: set[str]) -> Iterator[str]:

@@ -142,8 +142,8 @@ def stateless_lines(rounds: Sequence[RoundConfig], states: Mapping[str, str]) ->
 
 def keeping(spec: RoundConfig) -> list[RetentionConfig]:
     """Return the methods of a round that leave an artifact; none where the policy does not learn."""
-    learns = spec.algorithm.makes == "policy" and spec.algorithm.learns_here
-    return [method for method in spec.retention if learns and method.keeps_artifact]
+    methods = spec.retention if spec.algorithm.trains_policy else ()
+    return [method for method in methods if method.keeps_artifact]
 
 
 def keep_counters(plan: RoundPlan, session: Session) -> None:

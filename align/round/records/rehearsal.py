@@ -40,7 +40,7 @@ def rehearsal_of(
         past: prompts of earlier rounds that may be replayed.
         scorer: makes what scores the answers by the rewards of the rounds their prompts belong to.
     """
-    if spec.algorithm.makes != "policy" or not spec.algorithm.learns_here:
+    if not spec.algorithm.trains_policy:
         return []
     seed = seed_of(session.config.seed, spec.name)
     rows: list[Rehearsed] = []

@@ -68,8 +68,7 @@ def as_then(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content with what it leaves out spelt out.
 
     A round without ``retention`` is held by its anchors alone, and one without ``merge`` merges nothing,
-    whatever the defaults say. Adapters were
-    served where a store of an earlier version says nothing else.
+    whatever the defaults say. Adapters were served where a store of an earlier version says nothing else.
     """
     rounds = [{"retention": [], "merge": None, **spec} for spec in content.get("rounds", ())]
     content = {**content, "rounds": rounds}

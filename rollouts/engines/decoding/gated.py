@@ -23,10 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from rollouts.engines.protocol import BankAdapter
+from rollouts.engines.protocol import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BankAdapter
 from rollouts.types import Mix
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 class Gates:
@@ -164,7 +162,9 @@ class AdapterBank:
         folder, slot = Path(adapter.folder), self._slots.get(name)
         known = slot is not None and self._increments[name] == adapter.increments
         if known and self._rank_of(slot) == rank_in(folder):
-            set_peft_model_state_dict(self._model, load_file(folder / WEIGHTS), adapter_name=slot)
+            set_peft_model_state_dict(
+                self._model, load_file(folder / ADAPTER_WEIGHTS), adapter_name=slot
+            )
             return
         slot = f"bank{len(self._slots)}_{adapter.increments}_{rank_in(folder)}"
         # peft draws a beginning for the weights that it then reads; whoever seeded torch gets the same.
@@ -203,4 +203,4 @@ def _gated_kind(kind: Any) -> type[nn.Module]:
 
 def rank_in(folder: Path) -> int:
     """Return the rank of an adapter's folder, as its config says."""
-    return int(json.loads((folder / "adapter_config.json").read_text())["r"])
+    return int(json.loads((folder / ADAPTER_CONFIG).read_text())["r"])

@@ -59,7 +59,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/ranks/sharding.py",
     "align/learner/references.py",
     "align/learner/heads/reward_model.py",
-    "align/learner/teachers/slow_teacher.py",
+    "align/learner/teachers/moving_copy.py",
     "align/learner/training.py",
     "align/retention/adapters/inflora.py",
     "align/retention/adapters/o_lora.py",

@@ -73,6 +73,10 @@ def results_of(ran: Ran, snapshot: str, suite: str) -> ItemResults:
     return ItemResults.load(ran.evidence.locate(ran.candidates[snapshot] or "", hash_of_suite))
 
 
+def accuracy_of(results: ItemResults) -> float | None:
+    return routing_accuracy(results.suite, results.routed)
+
+
 def test_a_snapshot_is_the_bank_so_far_and_the_new_adapter(ran: Ran) -> None:
     first, second = (bank_folder(ran, name) for name in ("first", "second"))
     assert read_bank(first).names == ("first",)
@@ -103,18 +107,18 @@ def test_each_round_learns_an_adapter_of_its_own_over_the_base(ran: Ran) -> None
 def test_measurement_retrieves_by_the_prompt_and_says_which_adapter_answered(ran: Ran) -> None:
     alone, other = (results_of(ran, "first", suite) for suite in ("first", "second"))
     assert set(alone.routes) == set(other.routes) == {"first"}
-    assert routing_accuracy(alone) == 1.0
-    assert routing_accuracy(other) is None, "the bank has no adapter of that round yet"
+    assert accuracy_of(alone) == 1.0
+    assert accuracy_of(other) is None, "the bank has no adapter of that round yet"
     both = results_of(ran, "second", "first")
     assert len(both.routes) == len(both.item_ids)
     assert set(both.routes) <= {"first", "second"}
-    assert routing_accuracy(both) == both.routes.count("first") / 20
-    share = retrieval_share(both)
+    assert accuracy_of(both) == both.routes.count("first") / 20
+    share = retrieval_share(both.retrieval_s, both.seconds)
     assert share is not None
     assert 0 < share < 1
     assert any("second on first: answered by the adapters of" in n for n in ran.watcher.notes)
     assert results_of(ran, "second", "second").routes != both.routes
-    accuracies = [routing_accuracy(results_of(ran, "second", name)) for name in ran.candidates]
+    accuracies = [accuracy_of(results_of(ran, "second", name)) for name in ran.candidates]
     assert min(a for a in accuracies if a is not None) >= 0.9, "the ops are easy to tell apart"
 
 
@@ -123,7 +127,7 @@ def test_status_shows_routing_accuracy_and_the_share_of_retrieval(ran: Ran) -> N
     assert "routing accuracy" not in base.figures.get("first", {})
     assert first.figures["first"]["routing accuracy"] == 1.0
     assert "routing accuracy" not in first.figures["second"]
-    accuracy = routing_accuracy(results_of(ran, "second", "second"))
+    accuracy = accuracy_of(results_of(ran, "second", "second"))
     assert second.figures["second"]["routing accuracy"] == accuracy
     assert 0 < second.figures["second"]["retrieval share"] < 1
 

@@ -1,4 +1,4 @@
-"""Copies that move after the policy, slowly: teachers, and anchors that follow.
+"""Copies of the policy that move after it: teachers, and anchors that follow.
 
     copy <- copy + follow * (policy - copy)      whenever it moves
 
@@ -64,11 +64,11 @@ def moving_copy(
         label: name that no other copy of the round has.
     """
     if policy.config.snapshot_kind == "adapter":
-        return SlowAdapter(weights_of(start), policy, models, follow, label)
-    return SlowTeacher(models.copy(start), policy, follow)
+        return MovingAdapter(weights_of(start), policy, models, follow, label)
+    return MovingModel(models.copy(start), policy, follow)
 
 
-class SlowTeacher:
+class MovingModel:
     """Moving average of a policy's full weights, in float32: bfloat16 would round small steps away.
 
     Args:
@@ -99,7 +99,7 @@ class SlowTeacher:
         return {name: weight.detach() for name, weight in self._model.named_parameters()}
 
 
-class SlowAdapter:
+class MovingAdapter:
     """Moving average of a policy's adapter, as a second adapter over the same base.
 
     Args:
