@@ -151,12 +151,12 @@ class PolicyConfig(Settings):
     """Base model: ``demo://digits``, a folder in Hugging Face format, or a Hugging Face id."""
     lora: LoraConfig | None = None
     """Adapter that is trained; None trains all weights."""
-    bank: BankConfig | None = None
-    """Bank of adapters, one for each round, that prompts retrieve; None: one policy for all rounds."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of the engines and of the learner's matrix products; master weights stay in float32.
     ``auto``: bfloat16 if the GPU or the processor has instructions for it, else float32. The machine that
     begins the store decides, and the store keeps the choice."""
+    bank: BankConfig | None = None
+    """Bank of adapters, one for each round, that prompts retrieve; None: one policy for all rounds."""
     snapshot_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of whole-model snapshots. bfloat16 halves their size; the gate then measures the rounded
     weights and the next round begins from them, so an update smaller than bfloat16's three digits is lost
