@@ -419,9 +419,10 @@ def _llm_arguments(config: VLLMConfig, device: Literal["cpu", "cuda"]) -> dict[s
         arguments |= {
             "enable_lora": True,
             "max_lora_rank": served_rank(config.lora_rank),
-            # Two: the adapter in use and the one before it. Of a bank, those that one batch mixes.
-            "max_loras": 2 if bank is None else min(bank, MAX_LORAS),
-            "max_cpu_loras": 4 if bank is None else bank,
+            # Two: the adapter in use and the one before it. Of a bank, those that one batch mixes, and
+            # one for the base.
+            "max_loras": 2 if bank is None else min(bank, MAX_LORAS) + 1,
+            "max_cpu_loras": 4 if bank is None else bank + 1,
             "lora_target_modules": list(config.lora_targets),
         }
     return arguments

@@ -2,6 +2,9 @@
 
 An adapter of ``n`` increments is cut into ``n`` folders of its own, and each becomes a LoRA of vLLM. Mixes
 of several increments would need their weights added for each request, so they are refused.
+
+In a batch in which some requests have a LoRA, vLLM's CPU kernels give the others that of the last slot:
+they index tensors with -1. So while a bank has adapters, the base answers under an increment of zeros.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 IDS = count(1_000_000)
 """Numbers of increments in vLLM, which adapters of single updates do not reach."""
+BASE = "base"
+"""Name of the increment of zeros."""
 WHOLE = 1e-6
 """Largest difference from 1 of the weight of a single increment, which vLLM adds whole."""
 
@@ -36,6 +41,7 @@ class IncrementServer:
         self._engine = engine
         self._folders: dict[str, BankAdapter] = {}
         self._requests: dict[str, list[LoRARequest]] = {}
+        self._base: LoRARequest | None = None
         self._scratch = TemporaryDirectory(prefix="increments-")
 
     def hold(self, adapters: Mapping[str, BankAdapter]) -> None:
@@ -48,19 +54,26 @@ class IncrementServer:
             for request in self._requests.pop(name):
                 self._engine.remove_lora(request.lora_int_id)
             del self._folders[name]
+        if self._base is not None and not adapters:
+            self._engine.remove_lora(self._base.lora_int_id)
+            self._base = None
         for name, adapter in adapters.items():
             if name not in self._folders:
-                self._requests[name] = self._load(name, adapter)
+                self._requests[name] = [
+                    self._load(name, adapter, number) for number in range(adapter.increments)
+                ]
                 self._folders[name] = adapter
+            if self._base is None:
+                self._base = self._load(BASE, adapter, None)
 
     def request_of(self, mix: Mix | None) -> LoRARequest | None:
-        """Return the LoRA that answers a request; None: the base does.
+        """Return the LoRA that answers a request; None: none is loaded, and the base does.
 
         Raises:
             ValueError: the mix has several increments, or one that is not held.
         """
         if not mix:
-            return None
+            return self._base
         if len(mix) > 1 or abs(mix[0].weight - 1.0) > WHOLE:
             raise ValueError(
                 f"vLLM serves one adapter for each request, not a mix of {len(mix)}; set "
@@ -80,40 +93,41 @@ class IncrementServer:
         self.hold({})
         self._scratch.cleanup()
 
-    def _load(self, name: str, adapter: BankAdapter) -> list[LoRARequest]:
+    def _load(self, name: str, adapter: BankAdapter, number: int | None) -> LoRARequest:
+        """Load one increment of an adapter; None: one of zeros, in the adapter's layers."""
         from vllm.lora.request import LoRARequest
 
-        requests = []
-        for number in range(adapter.increments):
-            # A fresh id and name each time: vLLM serves what it cached under a known one.
-            fresh_id = next(IDS)
-            folder = Path(self._scratch.name) / str(fresh_id)
-            write_increment(Path(adapter.folder), number, adapter.increments, folder)
-            request = LoRARequest(f"{name}-{number}-{fresh_id}", fresh_id, str(folder))
-            if not self._engine.add_lora(request):
-                raise ValueError(
-                    f"vLLM did not load increment {number} of the adapter in {adapter.folder}"
-                )
-            requests.append(request)
-        return requests
+        # A fresh id and name each time: vLLM serves what it cached under a known one.
+        fresh_id = next(IDS)
+        folder = Path(self._scratch.name) / str(fresh_id)
+        write_increment(Path(adapter.folder), number, adapter.increments, folder)
+        request = LoRARequest(f"{name}-{number}-{fresh_id}", fresh_id, str(folder))
+        if not self._engine.add_lora(request):
+            raise ValueError(
+                f"vLLM did not load increment {number} of the adapter in {adapter.folder}"
+            )
+        return request
 
 
-def write_increment(adapter: Path, number: int, increments: int, folder: Path) -> None:
+def write_increment(adapter: Path, number: int | None, increments: int, folder: Path) -> None:
     """Write one increment of an adapter as an adapter of its own, with the scale that it has there.
 
     Args:
-        number: position of the increment, from 0.
+        number: position of the increment, from 0; None: an increment of zeros.
         increments: equal parts that the adapter's rank is divided into.
     """
     from safetensors.torch import load_file, save_file
 
     config = json.loads((adapter / ADAPTER_CONFIG).read_text())
     rank = int(config["r"]) // increments
-    part = slice(number * rank, (number + 1) * rank)
+    first = 0 if number is None else number
+    part = slice(first * rank, (first + 1) * rank)
     tensors = {
         name: (tensor[part] if ".lora_A." in name else tensor[:, part]).contiguous()
         for name, tensor in load_file(adapter / ADAPTER_WEIGHTS).items()
     }
+    if number is None:
+        tensors = {name: tensor.zero_() for name, tensor in tensors.items()}
     share = increments**0.5 if config.get("use_rslora") else increments
     config |= {"r": rank, "lora_alpha": config["lora_alpha"] / share}
     folder.mkdir(parents=True)

@@ -249,5 +249,13 @@ def nothing_of_the_key(campaign: Path, served: Command) -> None:
     family = psutil.Process(served.process.pid).children(recursive=True)
     logs = [log.read_text() for log in folder.glob("*.log")]
     assert logs
-    for words in ("".join(served.said), *logs, *(" ".join(one.cmdline()) for one in family)):
+    for words in ("".join(served.said), *logs, *map(command_line, family)):
         assert key not in words
+
+
+def command_line(process: psutil.Process) -> str:
+    """Return the command line of a process; nothing of one that has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
