@@ -117,7 +117,8 @@ def remaining_suites(
             suite = suite_of(other.name, inputs.suites)
             if suite is None or not spec.replaces(other.name):
                 continue
-            pairs = between(spec, other, inputs.examples, inputs.held_out)
+            if not (pairs := between(spec, other, inputs.examples, inputs.held_out)):
+                continue
             units, prompts = {pair.earlier.id for pair in pairs}, {pair.prompt for pair in pairs}
             entry = RetiredItems(
                 suite=other.name,
