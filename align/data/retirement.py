@@ -8,7 +8,7 @@ accepted.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -154,8 +154,8 @@ def retired_items(retirements: Iterable[Retirement]) -> Iterator[RetiredItems]:
 def emptied(items: Iterable[RetiredItems]) -> frozenset[str]:
     """Name the suites of which no item is left."""
     names: dict[str, set[str]] = {}
-    sizes: Mapping[str, int] = {}
+    sizes: dict[str, int] = {}
     for entry in items:
         names.setdefault(entry.suite, set()).update(entry.items)
-        sizes = {**sizes, entry.suite: entry.of}
+        sizes[entry.suite] = entry.of
     return frozenset(suite for suite, ids in names.items() if len(ids) >= sizes[suite])

@@ -26,6 +26,8 @@ from align.learner.ranks.ranks import Ranks
 from align.learner.teachers.teacher import MODEL
 from rollouts.types import SnapshotId
 
+FolderOf = Callable[[SnapshotId], Path]
+"""Function that finds the folder of a snapshot."""
 CACHE_BYTES = 2 << 30
 """Host memory that full-weight anchors may keep resident; beyond it the least recently used goes."""
 
@@ -38,9 +40,7 @@ class Beginning(Protocol):
         """Snapshots that the weights are made of, besides the parent."""
         ...
 
-    def load(
-        self, policy: Policy, parent: SnapshotId, folder_of: Callable[[SnapshotId], Path]
-    ) -> None:
+    def load(self, policy: Policy, parent: SnapshotId, folder_of: FolderOf) -> None:
         """Load the weights into a policy. All ranks call this; each gets the same weights."""
         ...
 
@@ -53,9 +53,7 @@ class PolicyTask(Protocol):
         """Snapshots that the computation reads."""
         ...
 
-    def __call__(
-        self, policy: Policy, ranks: Ranks, folder_of: Callable[[SnapshotId], Path]
-    ) -> Any:
+    def __call__(self, policy: Policy, ranks: Ranks, folder_of: FolderOf) -> Any:
         """Return the result, the same on all ranks."""
         ...
 
@@ -73,9 +71,7 @@ class Toward:
         """The other snapshot."""
         return (self.snapshot,)
 
-    def load(
-        self, policy: Policy, parent: SnapshotId, folder_of: Callable[[SnapshotId], Path]
-    ) -> None:
+    def load(self, policy: Policy, parent: SnapshotId, folder_of: FolderOf) -> None:
         """Load the weights of the point."""
         policy.blend(folder_of(parent), folder_of(self.snapshot), self.share)
 
@@ -116,7 +112,7 @@ class ReferenceModels:
     def __init__(
         self,
         policy: Policy,
-        folder_of: Callable[[SnapshotId], Path],
+        folder_of: FolderOf,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._policy, self._folder_of, self._cache_bytes = policy, folder_of, cache_bytes

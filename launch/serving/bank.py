@@ -104,6 +104,7 @@ class BankChooser:
     ) -> None:
         import torch
 
+        from align.bank.folder import weights_hash
         from align.bank.router import Queries, Router
         from align.data.base_model import load_encoder
         from align.learner.bank.encoding import encoder_of
@@ -119,7 +120,7 @@ class BankChooser:
         encoder = encoder_of(config.policy.bank, model, base)
         bank: Bank = read_bank(folder)
         bank.check_groups(config.policy.bank.groups, str(folder))
-        bank.check_fit(base=bank.base, encoder=encoder.identity, where=str(folder))
+        bank.check_fit(base=weights_hash(base), encoder=encoder.identity, where=str(folder))
         queries, self._pinned = Queries(encoder), pinned
         self._prompts = load_encoder(base, config.policy)
         keys = [(adapter.name, adapter.keys_GPC) for adapter in bank.adapters]

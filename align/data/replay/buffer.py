@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from align.data.json_lines import Record, load_lines, save_lines
-from align.data.replay.dealing import dealt
+from align.data.replay.dealing import chosen_evenly, dealt
 from align.errors import UserError
 from rollouts.errors import nearest
 from rollouts.types import Prompt, SnapshotId
@@ -51,10 +51,8 @@ class ReplayBuffer:
             UserError: a prompt has a column with a value that cannot be stored.
         """
         distinct = list({prompt.id: prompt for prompt in prompts}.values())
-        if len(distinct) > cap:
-            indices = sorted(Random(f"{seed}/{round}").sample(range(len(distinct)), cap))
-            distinct = [distinct[i] for i in indices]
-        self._entries[round] = tuple(_past(prompt, round, owner) for prompt in distinct)
+        chosen = chosen_evenly(distinct, cap, f"{seed}/{round}")
+        self._entries[round] = tuple(_past(prompt, round, owner) for prompt in chosen)
 
     def draw(
         self,

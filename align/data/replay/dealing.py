@@ -1,14 +1,25 @@
-"""Division of replayed prompts and rows: whole units per step, and turns of the earlier rounds."""
+"""Choice and division of replayed prompts and rows: what is kept, whole units a step, turns of rounds."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from math import ceil
+from random import Random
+from typing import TypeVar
+
+T = TypeVar("T")
 
 ROUNDS_PER_STEP = 3
 """Largest number of earlier rounds that one step replays. Each costs a forward pass of its own snapshot,
 and the cost of a step should not grow with the number of rounds."""
+
+
+def chosen_evenly(items: Sequence[T], cap: int, key: str) -> list[T]:
+    """Return at most ``cap`` of the items in their order, drawn evenly by the key."""
+    if len(items) <= cap:
+        return list(items)
+    return [items[i] for i in sorted(Random(key).sample(range(len(items)), cap))]
 
 
 def dealt(number: int, turn: int, turns: int, run: int = 1) -> int:

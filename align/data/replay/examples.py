@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from align.algorithms.base import Material
 from align.algorithms.rows import Row
 from align.data.examples.stream import Unit
 from align.data.json_lines import Record, load_lines, save_lines
+from align.data.replay.dealing import chosen_evenly
 from rollouts.types import Prompt, SnapshotId
 
 if TYPE_CHECKING:
@@ -52,15 +52,11 @@ class OwnedExamples:
     ) -> OwnedExamples:
         """Keep at most ``replay.buffer`` distinct units of a round, chosen evenly by the seed."""
         distinct = list({unit.id: unit for unit in units}.values())
-        cap = spec.replay.buffer
-        if len(distinct) > cap:
-            indices = sorted(Random(f"{seed}/{spec.name}").sample(range(len(distinct)), cap))
-            distinct = [distinct[i] for i in indices]
         return cls(
             round=spec.name,
             owner=owner,
             material=spec.algorithm.material,
-            units=tuple(distinct),
+            units=tuple(chosen_evenly(distinct, spec.replay.buffer, f"{seed}/{spec.name}")),
         )
 
     def without(

@@ -26,9 +26,10 @@ from align.learner.model.blend import between
 from align.learner.model.policy import Policy
 from align.learner.ranks.ranks import Ranks
 from align.learner.ranks.sharding import local
+from align.learner.references import FolderOf
 from align.retention.mergers.base import WeightStack
 from align.retention.mergers.blocks import block_of, num_layers
-from align.retention.mergers.merge import FolderOf, Merge
+from align.retention.mergers.merge import Merge
 from align.retention.samples import sample_gradients
 from rollouts.types import SnapshotId
 

@@ -7,7 +7,7 @@ they do for a point between two snapshots.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from align.config.mergers.settings import MergeConfig
 from align.learner.model.adapter import CONFIG
+from align.learner.references import FolderOf
 from align.retention.mergers.base import WeightStack, merger
 from align.retention.mergers.blocks import num_layers
 from rollouts.errors import RunError
@@ -25,8 +26,6 @@ from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
     from align.learner.model.policy import Policy
-
-FolderOf = Callable[[SnapshotId], Path]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ became so in that round. All of this is known before the new round takes a step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import TYPE_CHECKING
@@ -145,13 +145,13 @@ def _asked(spec: RoundConfig, snapshot: SnapshotId | None, session: Session) -> 
     if snapshot is not None:
         path = session.store.files.check(session.store.paths.replay(snapshot))
         prompts = ReplayBuffer.load(path).entries.get(spec.name, ())
-    suite = suite_of(spec.name, session)
+    suite = suite_of(spec.name, session.inputs.suites)
     return {prompt_name(p): p for p in (*prompts, *(suite.prompts if suite else ()))}
 
 
-def suite_of(name: str, session: Session) -> Suite | None:
+def suite_of(name: str, suites: Iterable[Suite]) -> Suite | None:
     """Return the suite of a round; None if it is not looked at."""
-    return next((suite for suite in session.inputs.suites if suite.target_of == name), None)
+    return next((suite for suite in suites if suite.target_of == name), None)
 
 
 def _by_reward(

@@ -72,11 +72,11 @@ def retire(index: int, spec: RoundConfig, session: Session) -> None:
         retirement.save(path)
         files.record([path])
     whole = [other.spec.name for other in earlier if other.spec.asks == spec.asks]
-    for line in lines(retirement, whole):
+    for line in override_lines(retirement, whole):
         note(line)
 
 
-def lines(retirement: Retirement, whole: Sequence[str] = ()) -> Iterator[str]:
+def override_lines(retirement: Retirement, whole: Sequence[str] = ()) -> Iterator[str]:
     """Yield what a round overrides, for people, with examples.
 
     Args:
@@ -114,13 +114,19 @@ def remaining_suites(
     retired: list[RetiredItems] = []
     for index, spec in enumerate(counting):
         for other in counting[:index] if spec.algorithm.makes == "policy" else ():
-            suite = next((s for s in inputs.suites if s.target_of == other.name), None)
+            suite = suite_of(other.name, inputs.suites)
             if suite is None or not spec.replaces(other.name):
                 continue
-            pairs = between(spec, other, inputs.examples, inputs.held_out)
+            if not (pairs := between(spec, other, inputs.examples, inputs.held_out)):
+                continue
             units, prompts = {pair.earlier.id for pair in pairs}, {pair.prompt for pair in pairs}
-            items = _items(suite, units, prompts)
-            entry = RetiredItems(suite=other.name, by=spec.name, items=items, of=1, why="")
+            entry = RetiredItems(
+                suite=other.name,
+                by=spec.name,
+                items=_items(suite, units, prompts),
+                of=len(suite.item_ids),
+                why=_why(spec, other),
+            )
             retired.append(entry)
     remaining = [(suite, forms_of(suite, retired)) for suite in inputs.suites]
     return [
@@ -224,7 +230,7 @@ def _parts(
     """
     new = _examples(spec, session.inputs)
     for other in earlier:
-        suite = suite_of(other.spec.name, session)
+        suite = suite_of(other.spec.name, session.inputs.suites)
         materials = (spec.algorithm.material, other.spec.algorithm.material)
         pairs = [
             pair
@@ -235,7 +241,7 @@ def _parts(
             yield _part(
                 other.spec.name,
                 suite,
-                WHY[materials[0]] if materials[0] == materials[1] else OPPOSED,
+                _why(spec, other.spec),
                 [(pair.prompt, pair.earlier.id) for pair in pairs],
                 shown(pairs),
             )
@@ -251,6 +257,12 @@ def _parts(
                 [(each.prompt, unit) for each in judged for unit in each.units or ("",)],
                 "; ".join(texts[:SHOWN]) + "; ..." * (len(texts) > SHOWN),
             )
+
+
+def _why(spec: RoundConfig, other: RoundConfig) -> str:
+    """Say for what reason examples of two rounds contradict each other."""
+    material = spec.algorithm.material
+    return WHY[material] if material == other.algorithm.material else OPPOSED
 
 
 def _part(

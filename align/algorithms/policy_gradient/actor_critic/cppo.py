@@ -1,18 +1,19 @@
 """CPPO: PPO whose rollouts weigh by how sure the policy is of them and by how well they score.
 
-    L = mean_i [ alpha_i L_clip,i + keep * beta_i mean_t (log pi(y_t) - log pi_{t-1}(y_t))^2 ] + value loss
+    L = mean_{i,j} [ alpha_i L_clip,ij + keep * beta_i (log pi(y_ij) - log pi_{t-1}(y_ij))^2 ] + value loss
 
-``alpha`` grows with the rollout's log-probability ``P``, since the policy should learn from what it is
-likely to say, and ``beta`` with its score ``R``, since it should keep what it says well. Both are 1 at the
-batch's mean, and go straight to their bounds at ``spread`` standard deviations from it:
+The mean is over all tokens j of all rollouts i. ``alpha`` grows with the rollout's log-probability ``P``,
+since the policy should learn from what it is likely to say, and ``beta`` with its score ``R``, since it
+should keep what it says well. Both are 1 at the batch's mean, and go straight to their bounds at ``spread``
+standard deviations from it:
 
     P and R high: learn and keep      P high, R low: learn, keep little      near the mean: 1 and 1
     P low, R high: keep, learn little      both low: do little of either
 
-Source: CPPO, Zhang et al., ICLR 2024, section 3 (the heuristic weights; ``P`` and the retention term are
-means over tokens here, as the surrogate is, so long answers do not rule). ``pi_{t-1}`` are the anchors of
-new prompts by their weight, and the parent without any. Half the retention term is the estimator ``k2`` of
-the KL, so with equal ``beta`` it is an anchor on new prompts with the weight ``2 * keep``.
+Source: CPPO, Zhang et al., ICLR 2024, section 3 (the heuristic weights; ``P`` is a mean over a rollout's
+tokens here, so that its length does not matter). ``pi_{t-1}`` are the anchors of new prompts by their
+weight, and the parent without any. Half the retention term is the estimator ``k2`` of the KL, so with equal
+``beta`` it is an anchor on new prompts with the weight ``2 * keep``.
 """
 
 from __future__ import annotations
