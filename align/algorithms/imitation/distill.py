@@ -74,9 +74,9 @@ class Distill(Imitation):
         try:
             filled = template.format(demonstration="\0d", prompt="\0p")
         except (KeyError, IndexError) as error:
-            place = str(error).strip("'")
+            name = str(error).strip("'")
             raise ValueError(
-                f"the template has a place {{{place}}}, which nothing fills; its "
+                f"the template has a place {{{name}}}, which nothing fills; its "
                 "places are {demonstration} and {prompt}, and other braces are written twice, as {{ and }}"
             ) from error
         except ValueError as error:

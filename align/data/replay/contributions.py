@@ -124,8 +124,8 @@ def contribution_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Ite
 def keeping_prompts(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> list[RoundConfig]:
     """List the earlier rounds whose prompts a round may replay: stored ones, or written ones."""
     writes = spec.replay.synthesis is not None
-    made = [other for other in earlier if other.algorithm.makes == "policy"]
-    return [other for other in made if writes or other.replay.buffer]
+    owners = [other for other in earlier if other.algorithm.makes == "policy"]
+    return [other for other in owners if writes or other.replay.buffer]
 
 
 def _nothing_kept(earlier: Sequence[RoundConfig]) -> str:
