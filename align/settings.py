@@ -255,7 +255,7 @@ def settings_from(value: Any, registry: Mapping[str, type[Settings]], kind: str)
     if not isinstance(value, dict):
         return value
     if "name" not in value:
-        raise ValueError(f"{value} names no {kind}; write which one as name")
+        raise ValueError(f"no {kind} is named; add name: {', '.join(registry)}")
     name = value["name"]
     if not isinstance(name, str) or name not in registry:
         raise ValueError(f"no {kind} {name!r}; {nearest(str(name), list(registry))}")

@@ -60,6 +60,7 @@ from align.config.schedule import RememberConfig, ScheduleSettings, check_schedu
 from align.config.store import ReferencesConfig, StoreSettings
 from align.config.watch import HackingConfig, as_stored
 from align.settings import Name, Places, Settings
+from rollouts.errors import closest
 
 __all__ = [
     "AnchorConfig",
@@ -401,10 +402,13 @@ class CampaignConfig(StoreSettings):
                 known = [r.name for r in self.rounds[:index] if r.algorithm.makes == makes]
                 if name not in known:
                     when = "comes later" if name in names else "does not exist"
+                    when = "is this one itself" if name == spec.name else when
+                    near = closest(name, known)
+                    meant = f"did you mean {near!r}? Rounds" if near else "rounds"
                     wrong = f"makes no {makes.replace('_', ' ')}" if name in earlier else when
                     raise ValueError(
                         f"rounds.{index}.{field}: {'round:' + name!r} names a round that {wrong}; "
-                        f"rounds before {spec.name!r}: {', '.join(known) or 'none'}"
+                        f"{meant} before {spec.name!r}: {', '.join(known) or 'none'}"
                     )
             if any(anchor.to == "owner" for anchor in (*spec.anchors.new, *spec.anchors.general)):
                 raise ValueError(
@@ -412,6 +416,10 @@ class CampaignConfig(StoreSettings):
                     "use parent or base for new and general prompts"
                 )
         check_bank(self)
+        if self.store and self.store in (*self.references.alone, self.references.joint):
+            raise ValueError(
+                f"references: {self.store} is this campaign's own store; name those of other campaigns"
+            )
         check_composed(self.suites, [spec.name for spec in self.rounds])
         check_schedules(self.rounds, [s.name for s in self.suites])
         return self

@@ -22,6 +22,7 @@ from align.config.mergers.settings import MergeConfig
 from align.config.messages.mistakes import Mistake, Narrowed, mistakes_of
 from align.config.messages.syntax import not_yaml
 from align.config.messages.written import Lines
+from align.config.replay.draws import DRAWS
 from align.config.retention.methods import RetentionConfig
 from align.config.retention.registry import RETENTION
 from align.config.store import SQLITE
@@ -42,6 +43,7 @@ MERGE = "tag:yaml.org,2002:merge"
 REGISTRIES: Mapping[type[BaseModel], Mapping[str, type[BaseModel]]] = {
     RetentionConfig: RETENTION,
     MergeConfig: MERGERS,
+    **dict.fromkeys(DRAWS.values(), DRAWS),
 }
 """Settings by name, for each base class whose place in a campaign file any of them takes."""
 
@@ -328,8 +330,8 @@ def _not_valid(mistakes: Sequence[Mistake], lines: Lines, path: Path, what: str)
 
 
 def _narrowed(places: Places) -> Narrowed:
-    """Return the function that finds the class of the algorithm, retention method or merger that a value
-    names."""
+    """Return the function that finds the class of the algorithm, retention method, merger or draw that a
+    value names."""
 
     def narrowed(model: type[BaseModel], value: Any) -> type[BaseModel]:
         if not isinstance(value, dict | str):

@@ -384,6 +384,7 @@ def _check_bank_round(spec: RoundConfig, where: str, bank: BankConfig) -> None:
         "rewards": spec.replay.rewards,
         "examples": spec.replay.examples > 0,
         "synthesis": spec.replay.synthesis is not None,
+        "draw": spec.replay.draw.name != "balanced",
     }
     if name := next((name for name, replayed in replays.items() if replayed), None):
         raise ValueError(

@@ -37,6 +37,11 @@ class ReferencesConfig(Settings):
     @model_validator(mode="after")
     def _are_folders(self) -> Self:
         for store in (*self.alone, *filter(None, [self.joint])):
+            if store.endswith((".yaml", ".yml")):
+                raise ValueError(
+                    f"{store} is a campaign file, and references are stores; name the folder that its "
+                    "store names"
+                )
             if "://" in store:
                 raise ValueError(
                     f"{store} is an address, and the stores of references are read as local folders; name "

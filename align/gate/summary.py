@@ -141,9 +141,9 @@ def _row(check: Check, unit: str) -> VerdictRow:
     exact = check.test == "exact"
     failed = f", {check.failed} failed" if check.failed else ""
     clusters = f" in {check.clusters} clusters" if check.clusters else ""
-    says = check.words if check.role != "shown" else ""
+    says = [check.words] if check.role != "shown" else []
     if check.needed is not None and check.outcome != "passed":
-        says += f"; about {check.needed:,} items would show it"
+        says.append(f"about {check.needed:,} items would show it")
     return VerdictRow(
         group=_group(check),
         suite=suite,
@@ -152,7 +152,7 @@ def _row(check: Check, unit: str) -> VerdictRow:
         interval=f"{_signed(check, check.interval[0])} to {_signed(check, check.interval[1])}",
         bound="no item lost" if exact else f"{_signed(check, -check.allowed)}{unit}",
         items=f"{check.lost} / {check.won} / {check.n:,}{clusters}{failed}",
-        says=says,
+        says="; ".join(filter(None, says)),
     )
 
 

@@ -78,8 +78,16 @@ def rounds_show(
         typer.echo(f"  wall time {time.sentence}")
     if record.changed:
         columns = ["suite", "items", "lost (1->0)", "won (0->1)"]
+        whole = {
+            c.suite: max(o.n for o in record.changed if o.suite == c.suite) for c in record.changed
+        }
         rows = [
-            [c.suite, str(c.n), f"{c.lost} ({c.lost_share:.1%})", f"{c.won} ({c.won_share:.1%})"]
+            [
+                c.suite if c.n == whole[c.suite] else f"{c.suite}, what no round overrides",
+                str(c.n),
+                f"{c.lost} ({c.lost_share:.1%})",
+                f"{c.won} ({c.won_share:.1%})",
+            ]
             for c in record.changed
         ]
         _print("Items against the parent", columns, rows)

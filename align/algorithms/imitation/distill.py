@@ -73,7 +73,13 @@ class Distill(Imitation):
     def _has_both_places(cls, template: str) -> str:
         try:
             filled = template.format(demonstration="\0d", prompt="\0p")
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError) as error:
+            name = str(error).strip("'")
+            raise ValueError(
+                f"the template has a place {{{name}}}, which nothing fills; its "
+                "places are {demonstration} and {prompt}, and other braces are written twice, as {{ and }}"
+            ) from error
+        except ValueError as error:
             raise ValueError(
                 f"cannot fill the template: {error!r}; write other braces twice, as {{{{ and }}}}"
             ) from error

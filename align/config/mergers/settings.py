@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from align.settings import Name, Settings
+from rollouts.errors import closest
 
 ROUND = "round:"
 """Prefix of a setting that names the snapshot of an accepted round."""
@@ -82,7 +83,9 @@ class _TowardConfig(MergeConfig):
     def _is_snapshot(cls, to: str) -> str:
         if to in ("parent", "base") or to.startswith(ROUND):
             return to
-        raise ValueError(f"to is {to!r}; write parent, base or round:NAME")
+        near = closest(to, ["parent", "base"])
+        meant = f"did you mean {near!r}?" if near else f"if {to!r} is a round, write round:{to}"
+        raise ValueError(f"expected parent, base or round:NAME, got {to!r}; {meant}")
 
 
 class LinearMergeConfig(_TowardConfig):

@@ -52,6 +52,8 @@ def expectation(annotation: Any) -> str:
         return _either([word or "''" for word in words])
     members = [member for member in _members(bare) if member is not NoneType]
     if len(members) > 1:
+        if all("name" in getattr(member, "model_fields", ()) for member in members):
+            return "a name, or a mapping with the key name and its settings"
         words = [c for m in members for c in choices(m) or [expectation(m)]]
         return _either(sorted(words, key=lambda word: " " in word))
     if len(members) == 1 and members != [bare]:

@@ -8,7 +8,7 @@ each is told once, where it was written, with what is expected there and what wa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,8 +90,18 @@ def mistakes_of(
     mistakes: dict[tuple[Path, str], Mistake] = {}
     for spot in _without_echoes(spots):
         mistake = _mistake(spot, raw, filled, model)
-        mistakes.setdefault((mistake.path, mistake.text), mistake)
+        if spot.path[:1] != ("rounds",) or not _is_told(mistake, mistakes.values()):
+            mistakes.setdefault((mistake.path, mistake.text), mistake)
     return _without_repeats(list(mistakes.values()))
+
+
+def _is_told(inherited: Mistake, mistakes: Iterable[Mistake]) -> bool:
+    """Tell if what a round inherits is wrong because of the defaults, which a mistake speaks of already."""
+    path = inherited.path
+    paths = [mistake.path for mistake in mistakes if len(mistake.path) > 1]
+    is_unknown = inherited.text.startswith("unknown key")
+    above = {path[:n] for n in range(2, len(path) + is_unknown)}
+    return path[:1] == ("defaults",) and any(other in above for other in paths)
 
 
 def _spot(problem: ErrorDetails, model: type[BaseModel], filled: Any, narrowed: Narrowed) -> _Spot:
@@ -195,6 +205,17 @@ def _unknown_key(spot: _Spot, root: type[BaseModel]) -> str:
     if key_paths := [key_path for m in spot.models for key_path in _places_of(key, m)]:
         section, _, _ = key_paths[0].rpartition(".")
         return f"unknown key; {key} is a key of {section}: write {section}: {{{key}: ...}}"
+    of_a_round = spot.path[:-1] == ("defaults",) or spot.path[:-2] == ("rounds",)
+    if of_a_round and "rounds" in root.model_fields:
+        if key in root.model_fields:
+            return (
+                f"unknown key; {key} belongs to the whole campaign: move it to the top of the file"
+            )
+        if key_path := next(_places_of(key, root, depth=1), None):
+            section, _, _ = key_path.rpartition(".")
+            return (
+                f"unknown key; {key} is a key of {section}, at the top of the file: move it there"
+            )
     return f"unknown key; {nearest(key, known)}"
 
 

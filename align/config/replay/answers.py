@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.settings import Settings
 
@@ -26,3 +26,12 @@ class AnswersConfig(Settings):
     """Smallest score that is kept; None keeps the best, however poor they are."""
     temperature: Annotated[float, Field(gt=0)] = 0.1
     """Sampling temperature of the answers; a low one gives the answers that the policy is sure of."""
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> Self:
+        if self.by == "confidence" and self.threshold is not None and self.threshold >= 0:
+            raise ValueError(
+                f"threshold: {self.threshold:g} is above every confidence, which is a log-probability and "
+                "so below 0; write a negative number such as -0.5"
+            )
+        return self

@@ -53,8 +53,11 @@ def draw_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[st
     replay, draw = spec.replay, spec.replay.draw
     if draw.name == "balanced" or not replay.past or spec.algorithm.makes != "policy":
         return
-    owners = [other for other in earlier if other.algorithm.makes == "policy"]
+    owners = keeping_prompts(spec, earlier)
     line = f"round {spec.name}: replay.past {replay.past:g} is drawn by {draw.name}"
+    if not owners and earlier:
+        yield f"round {spec.name}: replays no prompts: {_nothing_kept(earlier)}"
+        return
     if not owners:
         yield f"{line}, once an earlier round is accepted"
         return
@@ -72,13 +75,17 @@ def answer_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Iterator[
     if not spec.algorithm.trains_policy:
         return
     answers, texts = spec.replay.answers, spec.replay.pretraining
-    owners = [other.name for other in earlier if other.algorithm.makes == "policy"]
+    owners = [other.name for other in keeping_prompts(spec, earlier)]
     synthesis = spec.replay.synthesis
     if synthesis is not None and owners:
+        stored = any(other.replay.buffer for other in earlier)
+        shown = "stored ones are shown to it and not replayed" if stored else "none are stored"
         yield (
             f"round {spec.name}: replay.synthesis {synthesis.count}: its parent writes the prompts that "
-            f"stand for {', '.join(owners)}; stored ones are shown to it and not replayed"
+            f"stand for {', '.join(owners)}; {shown}"
         )
+    if answers is not None and earlier and not owners:
+        yield f"round {spec.name}: replay.answers does nothing: {_nothing_kept(earlier)}"
     if answers is not None and owners:
         yield (
             f"round {spec.name}: replay.answers {answers.share:g}: its parent answers the earlier prompts "
@@ -112,6 +119,20 @@ def contribution_lines(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> Ite
     for other in earlier:
         if other not in giving:
             yield f"{share} gets nothing of {other.name}: {_reason(other, spec)}"
+
+
+def keeping_prompts(spec: RoundConfig, earlier: Sequence[RoundConfig]) -> list[RoundConfig]:
+    """List the earlier rounds whose prompts a round may replay: stored ones, or written ones."""
+    writes = spec.replay.synthesis is not None
+    owners = [other for other in earlier if other.algorithm.makes == "policy"]
+    return [other for other in owners if writes or other.replay.buffer]
+
+
+def _nothing_kept(earlier: Sequence[RoundConfig]) -> str:
+    """Say why no earlier round has prompts to replay."""
+    if any(other.algorithm.makes == "policy" for other in earlier):
+        return "replay.buffer of earlier rounds is 0, so that they store none"
+    return "no earlier round makes a policy"
 
 
 def contributors(earlier: Sequence[RoundConfig], spec: RoundConfig) -> list[RoundConfig]:

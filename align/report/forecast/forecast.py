@@ -16,7 +16,7 @@ from typing import Literal
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.config.mergers.settings import HMAMergeConfig
 from align.data.examples.contradictions import contradiction_lines
-from align.data.replay.contributions import contributors, replay_lines
+from align.data.replay.contributions import contributors, keeping_prompts, replay_lines
 from align.gate.evidence import view_of_due
 from align.gate.power.power import GatePlan
 from align.gate.power.underpowered import foresee
@@ -252,7 +252,9 @@ def _coming(
     earlier: Sequence[RoundConfig],
 ) -> RoundForecast:
     steps = spec.steps - from_step
-    new, past, general = step_counts(spec, len(earlier), examples=bool(contributors(earlier, spec)))
+    keeping = [] if config.policy.bank is not None else keeping_prompts(spec, earlier)
+    examples = bool(contributors(earlier, spec))
+    new, past, general = step_counts(spec, len(keeping), examples=examples)
     sampled = past * spec.replay.samples_per_prompt + general
     if spec.algorithm.material == "rollouts":
         sampled += new * spec.sampling.group_size
@@ -312,7 +314,7 @@ def step_counts(
     """Return the mean number of new, past and general prompts of one step, as `Mixture.draw` deals them.
 
     Args:
-        before: earlier rounds that made a policy.
+        before: earlier rounds whose prompts the round replays.
         examples: some of them have examples that the round can learn from.
     """
     budget, replay = spec.sampling.budget, spec.replay

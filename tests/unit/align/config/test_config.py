@@ -249,7 +249,7 @@ def test_weights_in_flight_are_whole_models(tmp_path: Path) -> None:
     ("override", "words"),
     [
         ("rounds.0.anchors.past={to: 'round:second', beta: 1}", "names a round that comes later"),
-        ("rounds.1.anchors.new={to: 'round:second', beta: 1}", "names a round that comes later"),
+        ("rounds.1.anchors.new={to: 'round:second', beta: 1}", "names a round that is this one"),
         ("rounds.1.anchors.new={to: 'round:third', beta: 1}", "names a round that does not exist"),
         ("rounds.1.anchors.new={to: 'round:general', beta: 1}", "names a round that"),
         ("rounds.1.anchors.new={to: owner, beta: 1}", "only past prompts have an owner"),

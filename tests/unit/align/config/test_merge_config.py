@@ -57,12 +57,12 @@ COMMAND = {"algorithm": {"name": "external", "command": ["true"]}}
     ("merge", "words"),
     [
         ("linaer", "no merger 'linaer'; did you mean 'linear'?"),
-        ({"share": 0.5}, "names no merger; write which one as name"),
+        ({"share": 0.5}, "no merger is named; add name: linear, slerp, warp"),
         ({"name": "linear", "shares": []}, "shares"),
         ({"name": "linear", "shares": [1.0, 0.5, 0.5]}, "shares lists 0.5 twice"),
         ({"name": "linear", "shares": [0.0]}, "greater than 0"),
         ({"name": "linear", "shares": 1.5}, "less than or equal to 1"),
-        ({"name": "linear", "to": "start"}, "to is 'start'; write parent, base or round:NAME"),
+        ({"name": "linear", "to": "start"}, "expected parent, base or round:NAME, got 'start'"),
         (
             {"name": "linear", "to": "round:third"},
             "'round:third' names a round that does not exist",

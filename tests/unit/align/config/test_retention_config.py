@@ -103,7 +103,7 @@ def test_lambda_is_spelt_as_in_the_papers() -> None:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "another name": ([{"name": "ewcc"}], "no retention method 'ewcc'; did you mean 'ewc'"),
-    "no name": ([{"to": "base"}], "write which one as name"),
+    "no name": ([{"to": "base"}], "no retention method is named; add name: "),
     "no lambda": (["ewc"], "lambda: is missing"),
     "a lambda of nothing": ([{**EWC, "lambda": 0}], "expected a number above 0, got 0"),
     "a gamma above 1": ([{**EWC, "gamma": 1.5}], "at most 1, got 1.5"),

@@ -363,3 +363,20 @@ def test_a_draw_of_defaults_is_for_the_rounds_that_can_use_it(tmp_path: Path) ->
         "round round3: replay.past 0.2 is drawn by mastery (floor 0.2, recent 1.0) over prompts of round0, "
         "round1, round2; without rewards, so of success 0.5: round0",
     ]
+
+
+def test_rounds_that_store_no_prompts_are_not_said_to_be_replayed(tmp_path: Path) -> None:
+    defaults = raw_campaign(tmp_path)["defaults"]
+    defaults["replay"] |= {"buffer": 0, "draw": "age", "answers": {"by": "confidence"}}
+    nothing = "replay.buffer of earlier rounds is 0, so that they store none"
+    assert replay_lines(valid(tmp_path, {}, {}, defaults=defaults).rounds, {}) == [
+        "round round0: replay.past 0.2 is drawn by age, once an earlier round is accepted",
+        f"round round1: replays no prompts: {nothing}",
+        f"round round1: replay.answers does nothing: {nothing}",
+    ]
+    del defaults["replay"]["draw"], defaults["replay"]["answers"]
+    defaults["replay"]["synthesis"] = {"count": 8}
+    assert replay_lines(valid(tmp_path, {}, {}, defaults=defaults).rounds, {}) == [
+        "round round1: replay.synthesis 8: its parent writes the prompts that stand for round0; none are "
+        "stored",
+    ]

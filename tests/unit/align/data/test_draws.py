@@ -265,7 +265,7 @@ def test_a_balanced_draw_is_no_key_of_a_stored_campaign() -> None:
     ("draw", "message"),
     [
         ("mastry", "did you mean 'mastery'"),
-        ({"floor": 0.1}, "write which one as name"),
+        ({"floor": 0.1}, "no draw is named; add name"),
         ({"name": "age", "floor": 2}, "less than or equal to 1"),
         ({"name": "reservoir", "size": 0}, "greater than or equal to 1"),
         ({"name": "balanced", "floor": 0.1}, "floor"),

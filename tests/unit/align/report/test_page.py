@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise, product
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -22,6 +23,7 @@ from align.report.html.page import TEMPLATES, page_of
 from align.report.html.scores import bar_of, judged_by
 from align.round.times.clock import MEASURING
 from align.round.times.record import AttemptTimes
+from align.store.snapshots.manifest import SnapshotKind
 from tests.unit.decided import decided
 from tests.unit.full_store import full
 from tests.unit.pages import Node, tree
@@ -55,6 +57,20 @@ def page(view: CampaignView) -> Node:
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Node:
     """The page of a campaign that went through everything."""
     return tree(page_of(collect(full(tmp_path_factory.mktemp("full"), "somebody wrote"), NOW)))
+
+
+WORDS_OF_KINDS = {
+    "model": "whole model",
+    "reward": "reward model",
+    "adapter": "adapter",
+    "bank": "adapter bank",
+}
+
+
+@pytest.mark.parametrize("kind", get_args(SnapshotKind))
+def test_every_kind_of_snapshot_has_its_place_in_the_lineage(view: CampaignView, kind: str) -> None:
+    lineage = tuple(replace(node, kind=kind) for node in view.lineage)
+    assert f"{WORDS_OF_KINDS[kind]}</span>" in page_of(replace(view, lineage=lineage))
 
 
 def verdicts(store: Evidence) -> dict[str, Verdict]:
