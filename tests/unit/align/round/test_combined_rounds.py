@@ -107,3 +107,14 @@ def test_the_parent_writes_no_prompt_that_the_round_asks_itself(
     texts = {str(prompt.text) for prompt in written}
     assert texts and texts.isdisjoint(asked)
     assert texts.isdisjoint(str(prompt.text) for prompt in buffered.entries["round0"])
+
+
+def test_lost_prompts_are_made_again_before_a_round_overrides_by_a_reward(tmp_path: Path) -> None:
+    """The earlier round's reward judges the new pairs on the prompts that were kept of it."""
+    pairs = [(text, wrong, right) for text, right, wrong in FIRST[:FLIPPED]]
+    specs = rounds({}, {**write(tmp_path / "b.jsonl", pairs), "mode": "override"})
+    first = run(campaign(tmp_path, rounds=specs[:1]))
+    first.evidence.store.paths.replay(first.candidates["round0"] or "").unlink()
+    both = run(campaign(tmp_path, rounds=specs))
+    assert any("made again from the data of round0" in note for note in both.watcher.notes)
+    assert any("round1: overrides" in note for note in both.watcher.notes)
