@@ -19,7 +19,7 @@ from align.round.records.artifacts import earlier_artifacts, first_lines
 from align.round.records.history import earlier_history
 from align.round.records.rehearsal import rehearsal_of
 from align.round.records.replay import load_replay, past_examples, require_replay, stored_answers
-from align.round.records.retirement import retired_tokens
+from align.round.records.retirement import retired_tokens, wholly_retired
 from align.round.records.synthesis import synthesised
 from align.round.reward_models import resolved
 from align.round.session import Session, seed_of
@@ -118,7 +118,7 @@ def plan_round(
         scorer=scorer_of(spec, rounds, shared, replayed, session),
         seed=seed,
         retired=retired_tokens(retired, retired_parts, buffer.entries, inputs),
-        superseded=frozenset(retired | shared),
+        superseded=frozenset(retired | shared | wholly_retired(retired_parts, asks)),
         artifacts=earlier_artifacts(spec, parent, evidence),
         repair_prompts=repair_prompts if len(repair_prompts) else None,
     )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from align.data.examples.clashes import prompt_name
 from align.data.examples.stream import Unit
 from align.data.replay.buffer import ReplayBuffer
+from align.round.records.replay import require_replay
 from align.round.reward_models import resolved
 from align.round.session import Session, seed_of
 from align.round.times.clock import phase
@@ -143,8 +144,9 @@ def _asked(spec: RoundConfig, snapshot: SnapshotId | None, session: Session) -> 
     """
     prompts: Sequence[Prompt] = session.inputs.prompts.get(spec.name, ())
     if snapshot is not None:
-        path = session.store.files.check(session.store.paths.replay(snapshot))
-        prompts = ReplayBuffer.load(path).entries.get(spec.name, ())
+        require_replay(spec, snapshot, session)
+        stored = ReplayBuffer.load(session.store.paths.replay(snapshot))
+        prompts = stored.entries.get(spec.name, ())
     suite = suite_of(spec.name, session.inputs.suites)
     return {prompt_name(p): p for p in (*prompts, *(suite.prompts if suite else ()))}
 

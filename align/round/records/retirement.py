@@ -159,6 +159,17 @@ def retired_tokens(
     return {**tokens, **dict.fromkeys(whole)}
 
 
+def wholly_retired(
+    parts: Mapping[str, Retired], asks: Mapping[str, Sequence[Prompt]]
+) -> frozenset[str]:
+    """Name the rounds whose prompts are all overridden; one whose prompts are not known is none of them."""
+    return frozenset(
+        name
+        for name, part in parts.items()
+        if asks.get(name) and all(prompt_name(prompt) in part.prompts for prompt in asks[name])
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overridden:
     """One earlier round that may be overridden."""

@@ -20,6 +20,15 @@ MARGIN = 0.02
 TOTAL_BUDGET = 0.03
 """``gate.total_budget``, before it followed from the margin."""
 
+UNSET_REPLAY: Mapping[str, Any] = {
+    "draw": {"name": "balanced"},
+    "examples": 0.0,
+    "synthesis": None,
+    "answers": None,
+    "pretraining": None,
+}
+"""Settings of ``replay`` that a store leaves out where they are not set."""
+
 
 def with_earlier_defaults(config: CampaignConfig, stored: Mapping[str, Any]) -> CampaignConfig:
     """Return a campaign with the defaults that its store began with; those that the file states stay.
@@ -67,10 +76,19 @@ def as_read(content: Mapping[str, Any]) -> dict[str, Any]:
 def as_then(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content with what it leaves out spelt out.
 
-    A round without ``retention`` is held by its anchors alone, and one without ``merge`` merges nothing,
-    whatever the defaults say. Adapters were served where a store of an earlier version says nothing else.
+    A round without ``retention`` is held by its anchors alone, one without ``merge`` merges nothing, and of
+    replay it has what it states, whatever the defaults say. Adapters were served where a store of an
+    earlier version says nothing else.
     """
-    rounds = [{"retention": [], "merge": None, **spec} for spec in content.get("rounds", ())]
+    rounds = [
+        {
+            "retention": [],
+            "merge": None,
+            **spec,
+            "replay": {**UNSET_REPLAY, **(spec.get("replay") or {})},
+        }
+        for spec in content.get("rounds", ())
+    ]
     content = {**content, "rounds": rounds}
     policy = content.get("policy") or {}
     if not policy.get("lora"):

@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
+from align.bank.bank import read_bank
+from align.config.campaign import CampaignConfig
 from align.data.replay.buffer import ReplayBuffer
 from align.retention.anchors.copr import RankedAnswers, read_sets
 from align.round.inputs import load_inputs
 from rollouts.types import Completion, Prompt, RolloutGroup
+from tests.unit.align.round.test_bank_rounds import bank_campaign, bank_folder
+from tests.unit.align.round.test_bank_rounds import run as run_bank
 from tests.unit.align.round.test_method_rounds import COPR
 from tests.unit.align.round.test_override_rounds import FIRST, FLIPPED, SECOND, write
 from tests.unit.align.round.test_retention_rounds import campaign_under, run
@@ -107,3 +111,30 @@ def test_the_parent_writes_no_prompt_that_the_round_asks_itself(
     texts = {str(prompt.text) for prompt in written}
     assert texts and texts.isdisjoint(asked)
     assert texts.isdisjoint(str(prompt.text) for prompt in buffered.entries["round0"])
+
+
+def test_lost_prompts_are_made_again_before_a_round_overrides_by_a_reward(tmp_path: Path) -> None:
+    """The earlier round's reward judges the new pairs on the prompts that were kept of it."""
+    pairs = [(text, wrong, right) for text, right, wrong in FIRST[:FLIPPED]]
+    specs = rounds({}, {**write(tmp_path / "b.jsonl", pairs), "mode": "override"})
+    first = run(campaign(tmp_path, rounds=specs[:1]))
+    first.evidence.store.paths.replay(first.candidates["round0"] or "").unlink()
+    both = run(campaign(tmp_path, rounds=specs))
+    assert any("made again from the data of round0" in note for note in both.watcher.notes)
+    assert any("round1: overrides" in note for note in both.watcher.notes)
+
+
+@pytest.mark.parametrize("count", [FLIPPED, FLIPPED // 2], ids=["all", "half"])
+def test_an_adapter_leaves_the_bank_once_all_of_its_prompts_are_overridden(
+    count: int, tmp_path: Path
+) -> None:
+    """Two files with the same prompts: keys of both would lie in the same places."""
+    flipped = [(text, wrong, right) for text, right, wrong in FIRST[:count]]
+    first = write(tmp_path / "a.jsonl", FIRST[:FLIPPED])
+    later = flipped + FIRST[count:FLIPPED]
+    second = {**write(tmp_path / "b.jsonl", later), "mode": "override"}
+    config = bank_campaign(tmp_path)
+    raw = {**config.model_dump(mode="json"), "rounds": rounds(first, second)}
+    ran = run_bank(CampaignConfig.model_validate(raw))
+    left = [adapter.name for adapter in read_bank(bank_folder(ran, "round1")).adapters]
+    assert left == (["round1"] if count == FLIPPED else ["round0", "round1"])

@@ -164,3 +164,31 @@ def test_what_is_stored_of_a_campaign_is_read_as_it_was(file: Path) -> None:
     if config.rounds:
         stored = json.loads(json.dumps(config.content()))
         assert as_read(stored) == stored
+
+
+OFF: dict[str, tuple[Any, Any]] = {
+    "draw": ("mastery", "balanced"),
+    "examples": (0.1, 0.0),
+    "synthesis": ({"count": 4}, None),
+    "answers": ({"by": "confidence"}, None),
+    "pretraining": ({"source": "texts.jsonl"}, None),
+}
+"""Settings of replay in the defaults, and in a round that has none of them."""
+
+
+@pytest.mark.parametrize("setting", OFF)
+def test_a_round_that_switches_a_default_of_replay_off_goes_on_so(
+    setting: str, tmp_path: Path
+) -> None:
+    raw = raw_campaign(tmp_path)
+    first = {"name": "first", "algorithm": "sft", "data": "a.jsonl", "steps": 1}
+    default, off = OFF[setting]
+    raw["defaults"]["replay"] |= {setting: default}
+    raw["rounds"] = [first, {**first, "name": "second", "replay": {setting: off}}]
+    config = CampaignConfig.model_validate(raw)
+    assert getattr(config.rounds[0].replay, setting) != getattr(config.rounds[1].replay, setting)
+    assert as_read(json.loads(json.dumps(config.content()))) == config.content()
+    ledger = Ledger(url(tmp_path))
+    for _ in range(2):
+        ledger.open_campaign(config.name, config.content(), config.hash(), read=as_read)
+    assert amendments_of(ledger) == []
