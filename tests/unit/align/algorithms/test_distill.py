@@ -259,7 +259,8 @@ def test_rows_that_teach_get_their_teachers_prompt() -> None:
         ({"teacher": "base", "beta": 1.0}, "less than 1"),
         ({"teacher": "base", "demonstration": "d", "on_policy": False}, "remove one"),
         ({"teacher": "base", "demonstration_template": "{prompt}"}, "needs both"),
-        ({"teacher": "base", "demonstration_template": "{prompt} {demo}"}, "cannot fill"),
+        ({"teacher": "base", "demonstration_template": "{prompt} {demo}"}, "{demo}, which nothing"),
+        ({"teacher": "base", "demonstration_template": "{prompt} {"}, "cannot fill"),
     ],
 )
 def test_settings_that_cannot_work(fields: dict[str, Any], message: str) -> None:
