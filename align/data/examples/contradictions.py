@@ -66,7 +66,7 @@ class _Statements:
     """Pairs of a better and a worse answer."""
     good: dict[Answer, Unit] = field(default_factory=dict)
     bad: dict[Answer, Unit] = field(default_factory=dict)
-    given: dict[Answer, Unit] = field(default_factory=dict)
+    demonstrated: dict[Answer, Unit] = field(default_factory=dict)
     """Demonstrated answers."""
 
     def add(self, unit: Unit, material: Material) -> None:
@@ -78,12 +78,12 @@ class _Statements:
             side = self.good if (rows[0].advantage or 0.0) > 0 else self.bad
             side.setdefault(rows[0].completion_ids, unit)
         elif material == "demonstrations" and len(rows) == 1:
-            self.given.setdefault(rows[0].completion_ids, unit)
+            self.demonstrated.setdefault(rows[0].completion_ids, unit)
 
     def against_pair(self, better: Answer, worse: Answer) -> Unit | None:
         """Return the example that contradicts a pair; None if none does."""
         rated = self.bad.get(better) if worse in self.good else None
-        return self.orders.get((worse, better)) or self.given.get(worse) or rated
+        return self.orders.get((worse, better)) or self.demonstrated.get(worse) or rated
 
     def against_rating(self, answer: Answer, is_good: bool, beside: _Statements) -> Unit | None:
         """Return the example that contradicts a rating, which stands ``beside`` others of its round."""
@@ -91,14 +91,18 @@ class _Statements:
             pairs = (self.orders.get((other, answer)) for other in beside.bad)
             return self.bad.get(answer) or next(filter(None, pairs), None)
         pairs = (self.orders.get((answer, other)) for other in beside.good)
-        return self.good.get(answer) or self.given.get(answer) or next(filter(None, pairs), None)
+        return (
+            self.good.get(answer)
+            or self.demonstrated.get(answer)
+            or next(filter(None, pairs), None)
+        )
 
     def against_demonstration(self, answer: Answer) -> Unit | None:
         """Return the example that contradicts a demonstration; None if none does."""
         rejected = (unit for (_, worse), unit in self.orders.items() if worse == answer)
         unit = self.bad.get(answer) or next(rejected, None)
-        if unit is None and answer not in self.given:
-            unit = next(iter(self.given.values()), None)
+        if unit is None and answer not in self.demonstrated:
+            unit = next(iter(self.demonstrated.values()), None)
         return unit
 
 
