@@ -45,8 +45,8 @@ class Router:
     Args:
         keys: adapters by name, each with its keys ``G, P, C / G``; none: the base answers.
         top_k: largest number of increments that answer a prompt.
-        per_batch: give prompts that are first asked together the same mix. Each keeps it from then on, so that
-            a sample is learnt under the adapters that drew it.
+        per_batch: give prompts that are first asked together the same mix. Each keeps it from then on, so
+            that a sample is learnt under the adapters that drew it.
     """
 
     def __init__(
