@@ -21,7 +21,7 @@ Example, one group of two completions of a digit task::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -79,6 +79,13 @@ class WeightSpan(NamedTuple):
     end: int
 
 
+class TokenSpan(NamedTuple):
+    """Tokens ``[start, end)`` of a completion."""
+
+    start: int
+    end: int
+
+
 class Increment(NamedTuple):
     """One low-rank increment of an adapter, and the weight that it has in an answer."""
 
@@ -96,22 +103,82 @@ Mix = tuple[Increment, ...]
 """Increments that act together on one prompt; none leaves the base alone."""
 
 
+EpisodeEnd = Literal["answer", "done", "turns", "tokens", "time"]
+"""``answer``: a turn without a call; ``done``: the environment ended it; the others are limits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Episode:
+    """Turns, observations and rewards of a completion that acted in an environment."""
+
+    observed: tuple[TokenSpan, ...]
+    """Tokens that the environment and the chat template wrote; no policy sampled them, no loss is taken."""
+    messages: tuple[Message, ...]
+    """Turns of the assistant, with their calls, and results of tools, in order."""
+    turns: int
+    """Turns of the assistant."""
+    calls: int = 0
+    failed_calls: int = 0
+    """Calls, of ``calls``, that did not parse, named no tool, had wrong arguments, raised or were late."""
+    end: EpisodeEnd = "answer"
+    reward: float | None = None
+    """Reward of the environment itself; None if it gives none."""
+    turn_rewards: tuple[float | None, ...] = ()
+    """Reward of each turn; empty if the environment gives none."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """Public attributes of the environment at the end, as JSON values."""
+    environment: str = ""
+    """Name of the environment, where a round has several."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """One sampled answer. ``logprobs_T`` are nats under the true sampling distribution."""
+    """One sampled answer, or one episode. ``logprobs_T`` are nats under the true sampling distribution."""
 
     token_ids: tuple[int, ...]
+    """All tokens behind the prompt, sampled and observed."""
     logprobs_T: tuple[float, ...]
+    """Log-probability of each sampled token."""
     text: str
+    """Text of the answer; of an episode, that of its last turn."""
     finish_reason: FinishReason
     weight_versions: tuple[WeightSpan, ...] = ()
     detail: str | None = None
     """Reason why the completion failed; None for a usable one."""
+    episode: Episode | None = None
+    """Turns and observations; None for an answer of one turn."""
+
+    @property
+    def observed(self) -> tuple[TokenSpan, ...]:
+        """Tokens that no policy sampled, as ascending spans; none in an answer of one turn."""
+        return () if self.episode is None else self.episode.observed
+
+    @property
+    def sampled_ids(self) -> tuple[int, ...]:
+        """Tokens that the policy sampled, in order."""
+        return tuple(
+            self.token_ids[i] for i in sampled_positions(len(self.token_ids), self.observed)
+        )
+
+    @property
+    def num_sampled(self) -> int:
+        """Number of tokens that the policy sampled."""
+        return len(self.token_ids) - sum(span.end - span.start for span in self.observed)
 
     @classmethod
     def failed(cls, detail: str) -> Completion:
         """Make a completion that stands for a failed rollout, which is data with a reason and no crash."""
         return cls(token_ids=(), logprobs_T=(), text="", finish_reason="failed", detail=detail)
+
+
+def sampled_positions(length: int, observed: Sequence[TokenSpan]) -> list[int]:
+    """Return the positions in a completion of ``length`` tokens that no span covers, in order.
+
+    Example: `sampled_positions(5, [TokenSpan(1, 3)]) == [0, 3, 4]`
+    """
+    ends = [0, *(span.end for span in observed)]
+    starts = [*(span.start for span in observed), length]
+    return [at for pair in zip(ends, starts, strict=True) for at in range(*pair)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

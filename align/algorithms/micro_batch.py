@@ -1,7 +1,7 @@
 """Rows of one forward pass as tensors, the view of a batch that a loss gets.
 
-Legend: ``_B`` rows, ``_T`` positions of a padded row, ``_N`` completion tokens of all rows in order, ``_S``
-tokens stored without padding. Completion token ``n`` is predicted at the position before it.
+Legend: ``_B`` rows, ``_T`` positions of a padded row, ``_N`` sampled tokens of all rows' completions in
+order, ``_S`` tokens stored without padding. Sampled token ``n`` is predicted at the position before it.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class MicroBatch:
         flat = [
             value
             for row in self.rows
-            for value in row.advantages_T or (row.advantage or 0.0,) * len(row.completion_ids)
+            for value in row.advantages_T or (row.advantage or 0.0,) * row.num_sampled
         ]
         return self._floats(flat)
 
@@ -145,7 +145,7 @@ class MicroBatch:
         """Return a per-token field of the rows, flat over ``N``; NaN for the tokens of a row without."""
         flat: list[float] = []
         for row in self.rows:
-            flat.extend(getattr(row, name) or (float("nan"),) * len(row.completion_ids))
+            flat.extend(getattr(row, name) or (float("nan"),) * row.num_sampled)
         return self._floats(flat)
 
     def of_rows(self, name: str) -> Tensor:
@@ -168,7 +168,7 @@ class MicroBatch:
 
     def tokens_of(self, rows: Sequence[int]) -> Tensor:
         """Return the indices into ``N`` of the rows' completion tokens, row after row in this order."""
-        counts = [len(row.completion_ids) for row in self.rows]
+        counts = [row.num_sampled for row in self.rows]
         ends = list(accumulate(counts))
         indices = [token for b in rows for token in range(ends[b] - counts[b], ends[b])]
         return torch.tensor(indices, device=self.rows_N.device)

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rollouts.types import Completion, RolloutGroup, SnapshotId, Source, WeightVersion
+from rollouts.types import (
+    Completion,
+    RolloutGroup,
+    SnapshotId,
+    Source,
+    TokenSpan,
+    WeightVersion,
+    sampled_positions,
+)
 
 Floats = tuple[float, ...]
 RowSource = Source | Literal["answers", "texts"]
@@ -24,10 +32,13 @@ DATA = "data"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One completion as the learner sees it. Per-token fields have the completion's length."""
+    """One completion as the learner sees it. Per-token fields have an entry for each sampled token."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+    """Tokens behind the prompt; those of an episode hold observations too."""
+    observed: tuple[TokenSpan, ...] = ()
+    """Completion tokens that no policy sampled: they are read, and nothing is learnt from them."""
     sampler_logprobs_T: Floats = ()
     """Log-probabilities of the engine that sampled the row, in nats; empty for a row of a file."""
     advantage: float | None
@@ -65,6 +76,16 @@ class Row:
         """Length of prompt and completion together."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
+    @property
+    def num_sampled(self) -> int:
+        """Number of completion tokens that a policy sampled, or a file teaches."""
+        return len(self.completion_ids) - sum(span.end - span.start for span in self.observed)
+
+    @property
+    def sampled_positions(self) -> list[int]:
+        """Positions of those tokens in the completion."""
+        return sampled_positions(len(self.completion_ids), self.observed)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
@@ -91,7 +112,7 @@ class Batch:
         """Denominators over the rows that teach."""
         teaching = [row for row in self.rows if row.advantage is not None]
         return Totals(
-            tokens=sum(len(row.completion_ids) for row in teaching),
+            tokens=sum(row.num_sampled for row in teaching),
             sequences=len(teaching),
             units=len(units_of(teaching)),
         )
@@ -101,7 +122,7 @@ class Batch:
         """Completion tokens of each prompt class, the denominators of the KL terms."""
         counts: Counter[str] = Counter()
         for row in self.rows:
-            counts[row.source] += len(row.completion_ids)
+            counts[row.source] += row.num_sampled
         return counts
 
     def split(self, parts: int) -> list[Batch]:
@@ -129,6 +150,7 @@ def row_of(group: RolloutGroup, completion: Completion, advantage: float | None)
     return Row(
         prompt_ids=group.prompt_ids,
         completion_ids=completion.token_ids,
+        observed=completion.observed,
         sampler_logprobs_T=completion.logprobs_T,
         advantage=advantage,
         source=group.prompt.source,

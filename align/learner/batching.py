@@ -1,7 +1,7 @@
 """Tensors of rows: forward passes padded on the right, split by a token budget.
 
-Legend: ``_B`` rows, ``_T`` positions of a padded row, ``_N`` completion tokens of all rows in order.
-Completion token ``n`` is predicted at the position before it; only those positions get logits, so
+Legend: ``_B`` rows, ``_T`` positions of a padded row, ``_N`` sampled tokens of all rows' completions
+in order. Sampled token ``n`` is predicted at the position before it; only those positions get logits, so
 neither prompts nor padding ever cost a row of the vocabulary.
 """
 
@@ -156,9 +156,10 @@ def to_tensors(rows: Sequence[Row]) -> MicroBatch:
     owners: list[int] = []
     for b, row in enumerate(rows):
         first = b * width + len(row.prompt_ids) - 1
-        where.extend(range(first, first + len(row.completion_ids)))
-        targets.extend(row.completion_ids)
-        owners.extend([b] * len(row.completion_ids))
+        positions = row.sampled_positions
+        where.extend(first + position for position in positions)
+        targets.extend(row.completion_ids[position] for position in positions)
+        owners.extend([b] * len(positions))
     return MicroBatch(
         rows=tuple(rows),
         tokens_BT=torch.tensor(padded),
@@ -180,5 +181,5 @@ def as_teachers_read(micro: MicroBatch) -> MicroBatch:
 
 def by_row(values_N: Tensor, micro: MicroBatch) -> list[tuple[float, ...]]:
     """Cut a flat column into the rows it belongs to."""
-    counts = [len(row.completion_ids) for row in micro.rows]
+    counts = [row.num_sampled for row in micro.rows]
     return [tuple(piece.tolist()) for piece in torch.split(values_N, counts)]

@@ -59,7 +59,8 @@ def pack(rows: Sequence[Row]) -> Packing:
         answers.append(range(len(tokens), len(tokens) + len(row.completion_ids) - 1))
         tokens.extend(row.completion_ids[:-1])
         positions.extend(range(len(row.prompt_ids), len(row.prompt_ids) + len(answers[-1])))
-        where.extend([prompts[-1][-1], *answers[-1]])
+        predicting = [prompts[-1][-1], *answers[-1]]
+        where.extend(predicting[position] for position in row.sampled_positions)
     places = [[*prompt, *answer] for prompt, answer in zip(shared, answers, strict=True)]
     laid_out = _padded(places)
     ends_E, of_end_N = torch.unique(torch.tensor(where), return_inverse=True)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rollouts.engines.protocol import SampleRequest, SampleResult, Ticket
-from rollouts.types import Completion, WeightSpan
+from rollouts.types import Completion, Episode, TokenSpan, WeightSpan
 
 
 class Recorded:
@@ -40,7 +40,24 @@ def from_json(records: Sequence[Mapping[str, Any]]) -> list[SampleResult]:
 
 def _completion(fields: Mapping[str, Any]) -> Completion:
     spans = tuple(WeightSpan(*span) for span in fields["weight_versions"])
-    tokens, logprobs = tuple(fields["token_ids"]), tuple(fields["logprobs_T"])
+    episode = fields.get("episode")
     return Completion(
-        **{**fields, "token_ids": tokens, "logprobs_T": logprobs, "weight_versions": spans}
+        **{
+            **fields,
+            "token_ids": tuple(fields["token_ids"]),
+            "logprobs_T": tuple(fields["logprobs_T"]),
+            "weight_versions": spans,
+            "episode": None if episode is None else _episode(episode),
+        }
+    )
+
+
+def _episode(fields: Mapping[str, Any]) -> Episode:
+    return Episode(
+        **{
+            **fields,
+            "observed": tuple(TokenSpan(*span) for span in fields["observed"]),
+            "messages": tuple(fields["messages"]),
+            "turn_rewards": tuple(fields["turn_rewards"]),
+        }
     )
