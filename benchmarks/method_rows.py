@@ -151,7 +151,33 @@ REPLAYING = (
             defaults={"replay": {"past": past}},
             wave=1,
         )
-        for past in (0.02, 0.15)
+        for past in (0.02, 0.05, 0.15)
+    ),
+    *(
+        MethodRow(
+            method="broad",
+            strength=f"share={share:g}/beta={beta:g}",
+            defaults={
+                "replay": {"general": share, "general_prompts": "demo://broad"},
+                "anchors": {"general": [{"to": "base", "beta": beta}]},
+            },
+            wave=2,
+        )
+        for share, beta in ((0.05, 1.0), (0.1, 1.0), (0.2, 3.0))
+    ),
+    MethodRow(
+        method="broad",
+        strength="stored/beta=1",
+        defaults={
+            "replay": {
+                "general": 0.3,
+                "general_prompts": "demo://broad",
+                "general_answers": "stored",
+                "buffer": 1024,
+            },
+            "anchors": {"general": [{"to": "base", "beta": 1.0, "estimator": "forward"}]},
+        },
+        wave=2,
     ),
     MethodRow(
         method="kl_follow",

@@ -17,7 +17,7 @@ from align.settings import Settings
 class ReplayConfig(Settings):
     """Shares of a step's budget for prompts that are not the round's own."""
 
-    past: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    past: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share for prompts of earlier accepted rounds."""
     draw: Draw = BalancedConfig()
     """Choice of the earlier rounds' prompts: ``balanced``, ``reservoir``, ``mastery`` or ``age``, or one of

@@ -9,6 +9,7 @@ five digits. There is one right answer, so success is exact match and chance is 
 * `OPS` are learnt in rounds; the base knows them only latently, mixed with one another.
 * `GENERAL` skills are solid in the base and trained by no round; alignment must not break them.
 * `TRAINED_PAIRS` compose two ops and are in pretraining; `HELDOUT_PAIRS` never are.
+* `demo://broad` asks for any two skills but those pairs, most of which the base never saw together.
 
 A hash assigns each of the 100,000 digit strings to train or eval, for every task at once. So no choice of
 seeds, tasks or sizes can leak an eval item.
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
+from itertools import product
 from typing import Literal, cast, get_args
 from urllib.parse import parse_qsl, urlsplit
 
@@ -126,6 +128,9 @@ SOURCES: dict[str, tuple[Task, ...]] = {
     "general": tuple(Task(name) for name in GENERAL),
     "pairs": tuple(Task(*pair) for pair in TRAINED_PAIRS),
     "heldout": tuple(Task(*pair) for pair in HELDOUT_PAIRS),
+    "broad": tuple(
+        Task(*pair) for pair in product([*OPS, *GENERAL], repeat=2) if pair not in HELDOUT_PAIRS
+    ),
     **{"+".join(pair): (Task(*pair),) for pair in (*TRAINED_PAIRS, *HELDOUT_PAIRS)},
 }
 """Sources that `demo://NAME` can name. A source of several tasks takes them in turn, in equal numbers."""
