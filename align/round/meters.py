@@ -19,7 +19,7 @@ from align.round.times.clock import phase
 from rollouts.collect import collect
 from rollouts.engines.protocol import RolloutEngine, ScoreRequest
 from rollouts.prompts import PromptEncoder
-from rollouts.types import Prompt, Sampling, ScoredGroup, WeightVersion
+from rollouts.types import Completion, Episode, Prompt, Sampling, ScoredGroup, WeightVersion
 
 if TYPE_CHECKING:
     from align.data.examples.stream import Unit
@@ -53,13 +53,37 @@ def rollout_metrics(scored: Sequence[ScoredGroup], batch: Batch) -> dict[str, fl
         "reward/failed_share": _mean([s.status == "failed" for s in scores]),
         "reward/abstained_share": _mean([s.status == "abstained" for s in scores]),
         "groups/zero_variance_share": _mean([not _varies(group) for group in new]),
-        "completions/tokens_mean": _mean([len(c.token_ids) for c in usable]),
+        "completions/tokens_mean": _mean([c.num_sampled for c in usable]),
         "completions/length_cut_share": _mean([c.finish_reason == "length" for c in usable]),
         "completions/failed_share": _mean([not c.token_ids for c in completions]),
     }
     for part in sorted({name for s in scores for name in s.parts}):
         values = [v for s in scores if (v := s.parts.get(part)) is not None]
         metrics[f"reward/{part}"] = _mean(values)
+    return metrics | _episode_metrics([c.episode for c in usable if c.episode is not None], usable)
+
+
+def _episode_metrics(
+    episodes: Sequence[Episode], completions: Sequence[Completion]
+) -> dict[str, float]:
+    """Measure how policies act in environments; empty where none did."""
+    if not episodes:
+        return {}
+    calls = sum(episode.calls for episode in episodes)
+    metrics = {
+        "episodes/turns_mean": _mean([episode.turns for episode in episodes]),
+        "episodes/calls_mean": calls / len(episodes),
+        "episodes/failed_calls_share": sum(e.failed_calls for e in episodes) / max(calls, 1),
+        "episodes/observed_tokens_mean": _mean(
+            [len(c.token_ids) - c.num_sampled for c in completions]
+        ),
+    }
+    for end in sorted({episode.end for episode in episodes}):
+        metrics[f"episodes/ended_by_{end}_share"] = _mean([e.end == end for e in episodes])
+    if rewards := [e.reward for e in episodes if e.reward is not None]:
+        metrics["episodes/environment_reward_mean"] = _mean(rewards)
+    if turns := [r for e in episodes for r in e.turn_rewards if r is not None]:
+        metrics["episodes/turn_reward_mean"] = _mean(turns)
     return metrics
 
 
