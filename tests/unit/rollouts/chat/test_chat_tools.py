@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from align.config.data import ExamplesConfig
 from align.data.examples.load import load_examples
+from rewards.library.reward_model import RewardScorer
 from rollouts.chat.messages import BadMessages, tools_of, turns_of
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder, content_id
@@ -209,3 +211,14 @@ def test_a_template_that_rewrites_earlier_turns_is_told(tmp_path: Path) -> None:
     config = ExamplesConfig(source=str(path), max_dropped=0.0)
     with pytest.raises(UserError, match="changes earlier turns once later ones follow"):
         load_examples(config, "demonstrations", forgetful, 64, "tools")
+
+
+def test_a_reward_model_reads_all_turns_of_an_episode() -> None:
+    scorer: Any = SimpleNamespace(_encoder=encoder())
+    asked, answered = turns_of(ASKED, "prompt"), turns_of(EPISODE[1:], "completion")
+    ids = RewardScorer.encode(scorer, asked, answered)
+    runs = f"{OWN[0]} {AROUND} {OWN[1]} {AROUND} {OWN[2]}"
+    assert shown(ids) == f"<user> ask <assistant> {runs}"
+    assert shown(RewardScorer.encode(scorer, asked, answered[-1:])).endswith(
+        "ask <assistant> fine <eos>"
+    )
