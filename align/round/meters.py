@@ -19,7 +19,7 @@ from align.round.times.clock import phase
 from rollouts.collect import collect
 from rollouts.engines.protocol import RolloutEngine, ScoreRequest
 from rollouts.prompts import PromptEncoder
-from rollouts.types import Completion, Episode, Prompt, Sampling, ScoredGroup, WeightVersion
+from rollouts.types import Episode, Prompt, Sampling, ScoredGroup, WeightVersion
 
 if TYPE_CHECKING:
     from align.data.examples.stream import Unit
@@ -60,31 +60,15 @@ def rollout_metrics(scored: Sequence[ScoredGroup], batch: Batch) -> dict[str, fl
     for part in sorted({name for s in scores for name in s.parts}):
         values = [v for s in scores if (v := s.parts.get(part)) is not None]
         metrics[f"reward/{part}"] = _mean(values)
-    return metrics | _episode_metrics([c.episode for c in usable if c.episode is not None], usable)
+    return metrics | _episode_rewards([c.episode for c in usable if c.episode is not None])
 
 
-def _episode_metrics(
-    episodes: Sequence[Episode], completions: Sequence[Completion]
-) -> dict[str, float]:
-    """Measure how policies act in environments; empty where none did."""
-    if not episodes:
-        return {}
-    calls = sum(episode.calls for episode in episodes)
-    metrics = {
-        "episodes/turns_mean": _mean([episode.turns for episode in episodes]),
-        "episodes/calls_mean": calls / len(episodes),
-        "episodes/failed_calls_share": sum(e.failed_calls for e in episodes) / max(calls, 1),
-        "episodes/observed_tokens_mean": _mean(
-            [len(c.token_ids) - c.num_sampled for c in completions]
-        ),
-    }
-    for end in sorted({episode.end for episode in episodes}):
-        metrics[f"episodes/ended_by_{end}_share"] = _mean([e.end == end for e in episodes])
-    if rewards := [e.reward for e in episodes if e.reward is not None]:
-        metrics["episodes/environment_reward_mean"] = _mean(rewards)
-    if turns := [r for e in episodes for r in e.turn_rewards if r is not None]:
-        metrics["episodes/turn_reward_mean"] = _mean(turns)
-    return metrics
+def _episode_rewards(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Measure what environments themselves give episodes and their turns; empty where they give nothing."""
+    rewards = [e.reward for e in episodes if e.reward is not None]
+    of_turns = [r for e in episodes for r in e.turn_rewards if r is not None]
+    metrics = {"episodes/environment_reward": rewards, "episodes/turn_reward": of_turns}
+    return {name: _mean(values) for name, values in metrics.items() if values}
 
 
 @phase("drift meters")

@@ -76,15 +76,8 @@ def test_meters_of_episodes() -> None:
     group = scored(EPISODE, other, values=(1.0, 0.0))
     metrics = rollout_metrics([group], Batch(rows=()))
     assert metrics["completions/tokens_mean"] == 2.5
-    assert metrics["episodes/turns_mean"] == 2.0
-    assert metrics["episodes/calls_mean"] == 2.0
-    assert metrics["episodes/failed_calls_share"] == 0.25
-    assert metrics["episodes/observed_tokens_mean"] == 2.0
-    assert (
-        metrics["episodes/ended_by_turns_share"] == metrics["episodes/ended_by_answer_share"] == 0.5
-    )
-    assert metrics["episodes/environment_reward_mean"] == 1.0
-    assert metrics["episodes/turn_reward_mean"] == 0.5
+    assert metrics["episodes/environment_reward"] == 1.0
+    assert metrics["episodes/turn_reward"] == 0.5
     plain = scored(replace(PLAIN, episode=None), values=(1.0,))
     assert not any(
         name.startswith("episodes/") for name in rollout_metrics([plain], Batch(rows=()))
