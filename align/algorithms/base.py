@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
+from pydantic import PrivateAttr
+
 from align.algorithms.rows import Batch, Row, Totals, row_of
 from align.settings import Settings
 from rollouts.types import Prompt, ScoredGroup
@@ -41,6 +43,7 @@ class Algorithm(Settings):
     """Settings and the three stages of an algorithm."""
 
     name: str
+    _by_turn: bool = PrivateAttr(default=False)
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     anchors_are_reference: ClassVar[bool] = False
@@ -56,6 +59,8 @@ class Algorithm(Settings):
     """True if the algorithm learns from the rollouts' rewards."""
     learns_here: ClassVar[bool] = True
     """True if the learner takes the round's steps; False if another program trains."""
+    credits_turns: ClassVar[bool] = False
+    """True if the turns of an episode may have advantages of their own (``turn_rewards``)."""
     unused: ClassVar[Mapping[str, str]] = {}
     """Reasons why the algorithm does not read a setting of the round, by the setting's key."""
 
@@ -108,6 +113,22 @@ class Algorithm(Settings):
     def for_round(self, max_tokens: int) -> Self:
         """Return the algorithm for a round whose completions have at most ``max_tokens`` tokens."""
         return self
+
+    def by_turn(self) -> Self:
+        """Return the algorithm that learns from the rewards of single turns beside the score of an episode.
+
+        Raises:
+            ValueError: the algorithm takes a whole answer as one action, or learns from no advantages.
+        """
+        if not self.credits_turns:
+            raise ValueError(
+                f"turn_rewards gives each turn of an episode an advantage of its own, and {self.name} has "
+                "one for a whole answer, or none; use grpo, dapo, dr_grpo, cispo, reinforce_pp, ppo or "
+                "cppo, or remove turn_rewards"
+            )
+        copy = self.model_copy()
+        copy._by_turn = True
+        return copy
 
     @property
     def resamples(self) -> int:

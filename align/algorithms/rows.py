@@ -8,7 +8,7 @@ hold it. Rows of one ``unit``, such as a pair, always go through the same forwar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -54,6 +54,9 @@ class Row:
     """Number shared by the rows that belong together, such as a pair; None for a row on its own."""
     advantages_T: Floats | None = None
     """Advantage of each token; None if every token carries ``advantage``."""
+    rewards_T: Floats | None = None
+    """Reward of each token besides the score, such as those of an environment at the ends of turns; None if
+    there are none."""
     start_logprobs_T: Floats | None = None
     """Log-probabilities of the learner when the batch came; None if it has not moved since."""
     reference_logprobs_T: Floats | None = None
@@ -75,6 +78,11 @@ class Row:
     def num_tokens(self) -> int:
         """Length of prompt and completion together."""
         return len(self.prompt_ids) + len(self.completion_ids)
+
+    @property
+    def advantages(self) -> Floats:
+        """Advantages of the tokens, or the one that all of them share; empty where nothing is taught."""
+        return self.advantages_T or (() if self.advantage is None else (self.advantage,))
 
     @property
     def num_sampled(self) -> int:
@@ -158,3 +166,8 @@ def row_of(group: RolloutGroup, completion: Completion, advantage: float | None)
         round=group.prompt.round,
         policy=group.policy,
     )
+
+
+def spans_of(pairs: Iterable[Iterable[int]]) -> tuple[TokenSpan, ...]:
+    """Return spans that were stored as pairs of numbers."""
+    return tuple(TokenSpan(*pair) for pair in pairs)

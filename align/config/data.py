@@ -6,7 +6,14 @@ import re
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from align.settings import NAME_PATTERN, InputPath, Settings
 
@@ -93,6 +100,10 @@ class ExamplesConfig(Settings):
     """Column that is true if the rated answer is desirable."""
     messages: str = "messages"
     """Column with whole conversations; demonstrations without a prompt are read from it."""
+    turns: Literal["last", "all"] = "last"
+    """Turns of a conversation in ``messages`` that are learnt. ``last``: the assistant's last answer, with
+    the calls that it made on the way; ``all``: each of the assistant's turns. What users wrote and tools
+    returned is never learnt."""
     text: str = "text"
     """Column with plain text, for rounds that learn from texts."""
     pack: bool = True
@@ -113,6 +124,14 @@ class ExamplesConfig(Settings):
     windows keeps them."""
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Largest share of rows that may be unusable before loading fails."""
+
+    @model_serializer(mode="wrap")
+    def _without_turns(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out unset ``turns``: stores that are older than the setting have no such key."""
+        values: dict[str, Any] = dump(self)
+        if self.turns == "last":
+            values.pop("turns", None)
+        return values
 
     @property
     def stream(self) -> str | None:

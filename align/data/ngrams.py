@@ -1,12 +1,17 @@
-"""Measures of repetition within a completion and between several completions."""
+"""Measures of repetition within a completion and between several completions.
+
+In an episode only the policy's own tokens count. An n-gram does not repeat one of an earlier turn, since
+every call has the same form.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 
-from rollouts.types import RolloutGroup
+from rollouts.types import Completion, RolloutGroup
 
 LENGTH = 4
 """Tokens of an n-gram."""
@@ -25,11 +30,20 @@ def ngram_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     right answer. A metric is left out if no completion is long enough for it.
     """
     slices = [
-        [group.completions_G[i].token_ids for group in groups if i < len(group.completions_G)]
+        [group.completions_G[i] for group in groups if i < len(group.completions_G)]
         for i in range(max((len(group.completions_G) for group in groups), default=0))
     ]
-    repeated = [r for texts in slices for text in texts if (r := repeated_share(text)) is not None]
-    distinct = [d for texts in slices if (d := distinct_share(texts)) is not None]
+    repeated = [
+        share
+        for completions in slices
+        for completion in completions
+        if (share := repeated_share(*turns_of(completion))) is not None
+    ]
+    distinct = [
+        share
+        for completions in slices
+        if (share := distinct_share([c.sampled_ids for c in completions])) is not None
+    ]
     shares = {"repeated_ngrams": repeated, "distinct_ngrams": distinct}
     return {f"completions/{name}": fmean(values) for name, values in shares.items() if values}
 
@@ -42,7 +56,7 @@ def shares_of_one_answer(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     out, since few such answers exist. Without a longer completion there are no metrics.
     """
     answers = [
-        (prompt, tuple(completion.token_ids))
+        (prompt, completion.sampled_ids)
         for prompt, group in enumerate(groups)
         for completion in group.completions_G
         if completion.token_ids
@@ -93,13 +107,22 @@ def _families(
         ]
 
 
-def repeated_share(token_ids: Sequence[int], n: int = LENGTH) -> float | None:
-    """Compute the share of a completion's n-grams that repeat an earlier one: 1 minus distinct-n.
+def turns_of(completion: Completion) -> list[tuple[int, ...]]:
+    """Return the tokens of every turn that the policy sampled."""
+    bounds = [0, *chain.from_iterable(completion.observed)]
+    ends = [*bounds[1:], len(completion.token_ids)]
+    pieces = zip(bounds[::2], ends[::2], strict=True)
+    return [completion.token_ids[start:end] for start, end in pieces if start < end]
 
-    None for a completion of fewer than ``n`` tokens. Source: arXiv 1510.03055.
+
+def repeated_share(*turns: Sequence[int], n: int = LENGTH) -> float | None:
+    """Compute the share of n-grams that repeat an earlier one of their turn: 1 minus distinct-n.
+
+    None where no turn has ``n`` tokens. Source: arXiv 1510.03055.
     """
-    ngrams = ngrams_of(token_ids, n)
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else None
+    ngrams = [ngrams_of(turn, n) for turn in turns]
+    total = sum(map(len, ngrams))
+    return 1 - sum(len(set(of_turn)) for of_turn in ngrams) / total if total else None
 
 
 def distinct_share(texts: Sequence[Sequence[int]], n: int = LENGTH) -> float | None:

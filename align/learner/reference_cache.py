@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import chain
 
 from align.algorithms.rows import DATA, Row
 from rollouts.types import SnapshotId
@@ -46,7 +47,7 @@ class ReferenceCache:
             if row.policy != DATA or row.reference_logprobs_T is None:
                 continue
             key = _key(row, reference, temperature)
-            self._tokens += len(row.completion_ids) - len(self._kept.pop(key, ()))
+            self._tokens += row.num_sampled - len(self._kept.pop(key, ()))
             self._kept[key] = array("d", row.reference_logprobs_T)
         while self._tokens > self._max_tokens:
             self._tokens -= len(self._kept.popitem(last=False)[1])
@@ -59,6 +60,7 @@ class ReferenceCache:
 
 def _key(row: Row, reference: ReferenceWeights, temperature: float) -> bytes:
     digest = blake2b(repr((reference, temperature)).encode(), digest_size=16)
-    for ids in (row.prompt_ids, row.completion_ids):
-        digest.update(array("q", (len(ids), *ids)).tobytes())
+    observed = tuple(chain.from_iterable(row.observed))
+    for numbers in (row.prompt_ids, row.completion_ids, observed):
+        digest.update(array("q", (len(numbers), *numbers)).tobytes())
     return digest.digest()

@@ -210,7 +210,7 @@ class Objective:
 
     def moves(self, row: Row) -> bool:
         """Tell if the row has a gradient: it teaches, or a penalty holds it."""
-        learns = row.advantage is not None and self.spec.algorithm.moves(row.advantage)
+        learns = any(map(self.spec.algorithm.moves, row.advantages))
         return learns or any(penalty.moves(row) for penalty in self.penalties)
 
     def _moving(self) -> dict[str, MovingReference]:

@@ -19,7 +19,7 @@ from align.round.times.clock import phase
 from rollouts.collect import collect
 from rollouts.engines.protocol import RolloutEngine, ScoreRequest
 from rollouts.prompts import PromptEncoder
-from rollouts.types import Prompt, Sampling, ScoredGroup, WeightVersion
+from rollouts.types import Episode, Prompt, Sampling, ScoredGroup, WeightVersion
 
 if TYPE_CHECKING:
     from align.data.examples.stream import Unit
@@ -53,14 +53,22 @@ def rollout_metrics(scored: Sequence[ScoredGroup], batch: Batch) -> dict[str, fl
         "reward/failed_share": _mean([s.status == "failed" for s in scores]),
         "reward/abstained_share": _mean([s.status == "abstained" for s in scores]),
         "groups/zero_variance_share": _mean([not _varies(group) for group in new]),
-        "completions/tokens_mean": _mean([len(c.token_ids) for c in usable]),
+        "completions/tokens_mean": _mean([c.num_sampled for c in usable]),
         "completions/length_cut_share": _mean([c.finish_reason == "length" for c in usable]),
         "completions/failed_share": _mean([not c.token_ids for c in completions]),
     }
     for part in sorted({name for s in scores for name in s.parts}):
         values = [v for s in scores if (v := s.parts.get(part)) is not None]
         metrics[f"reward/{part}"] = _mean(values)
-    return metrics
+    return metrics | _episode_rewards([c.episode for c in usable if c.episode is not None])
+
+
+def _episode_rewards(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Measure what environments themselves give episodes and their turns; empty where they give nothing."""
+    rewards = [e.reward for e in episodes if e.reward is not None]
+    of_turns = [r for e in episodes for r in e.turn_rewards if r is not None]
+    metrics = {"episodes/environment_reward": rewards, "episodes/turn_reward": of_turns}
+    return {name: _mean(values) for name, values in metrics.items() if values}
 
 
 @phase("drift meters")

@@ -6,7 +6,9 @@
 One row per completion, in the order of the step. Columns of a fixed name come first; then for every part
 of the rubric ``reward/<part>`` (its raw value), ``term/<part>`` (as it counts: normalised, or empty behind
 a closed gate) and ``why/<part>`` (why it failed); then ``extra/<part>/<column>`` for what it gave
-``log_extra``. ``advantage`` is empty where a completion teaches nothing, or where only the learner knows.
+``log_extra``. ``advantage`` is empty where a completion teaches nothing, or where only the learner knows;
+where turns of an episode have advantages of their own, it is that of the whole. ``tokens`` counts what the
+policy sampled. Episodes add the columns of `ACTED`.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ import json
 import sys
 from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from align.algorithms.policy_gradient.turns import turn_lengths
 from align.algorithms.rows import Row
 from align.round.times.clock import phase
 from align.store.durable import write_atomic
 from align.store.paths import StorePaths
 from align.store.run_folder import RoundFolder, RunFolder, tables_below
 from rollouts.errors import RunError, UserError, nearest
-from rollouts.types import Completion, RolloutGroup, Score, ScoredGroup
+from rollouts.types import Completion, Episode, RolloutGroup, Score, ScoredGroup
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +47,8 @@ FIXED = {
     "detail": "string", "advantage": "float64",
 }  # fmt: skip
 """Columns that every table has, by type."""
+ACTED = {"episode": "string", "turns": "int64", "calls": "int64", "failed_calls": "int64"}
+"""Further columns of a table with episodes; ``episode`` holds turns, calls and results as JSON."""
 ORDERS = {"reward": "value", "length": "tokens", "advantage": "advantage"}
 """Words that rows can be sorted by besides the parts, and the column behind each."""
 
@@ -71,20 +77,22 @@ def records_of(scored: Sequence[ScoredGroup], rows: Sequence[Row] = ()) -> list[
         rows: what the learner was given; the advantages are read from them. Rows that repeat another's
             tokens are told apart by their order.
     """
-    advantages: defaultdict[Any, deque[float | None]] = defaultdict(deque)
+    learnt: defaultdict[Any, deque[Row]] = defaultdict(deque)
     for row in rows:
-        advantages[row.prompt_ids, row.completion_ids].append(row.advantage)
+        learnt[row.prompt_ids, row.completion_ids].append(row)
     records = []
     for index, group in enumerate(scored):
         pairs = zip(group.group.completions_G, group.scores_G, strict=True)
         for sample, (completion, score) in enumerate(pairs):
-            matching = advantages.get((group.group.prompt_ids, completion.token_ids))
+            matching = learnt.get((group.group.prompt_ids, completion.token_ids))
+            taught = matching.popleft() if matching else None
             records.append(
                 {
                     "group": index,
                     "sample": sample,
-                    "advantage": matching.popleft() if matching else None,
+                    "advantage": None if taught is None else taught.advantage,
                     **_columns(group.group, completion, score),
+                    **_acted(completion.episode, taught),
                 }
             )
     return records
@@ -224,10 +232,9 @@ def ordered(records: Sequence[Record], by: str, *, worst: bool = False) -> list[
     Raises:
         UserError: there is no such part.
     """
-    known = {
-        **{name.partition("/")[2]: name for name in records[0] if name.startswith("reward/")},
-        **ORDERS,
-    }
+    parts = {name.partition("/")[2]: name for name in records[0] if name.startswith("reward/")}
+    acted = [name for name in ("turns", "calls", "failed_calls") if name in records[0]]
+    known: dict[str, str] = {**parts, **dict(zip(acted, acted, strict=True)), **ORDERS}
     if by not in known:
         raise UserError(
             f"rollouts have no part {by!r}", where="--by", remedy=nearest(by, list(known))
@@ -249,7 +256,7 @@ def _columns(group: RolloutGroup, completion: Completion, score: Score) -> Recor
         "round": prompt.round,
         "prompt": json.dumps(messages) if prompt.text is None else prompt.text,
         "completion": completion.text,
-        "tokens": len(completion.token_ids),
+        "tokens": completion.num_sampled,
         "finish": completion.finish_reason,
         "version": " ".join(versions) or group.policy,
         "status": score.status,
@@ -264,11 +271,35 @@ def _columns(group: RolloutGroup, completion: Completion, score: Score) -> Recor
     return record | {f"extra/{name}": value for name, value in score.extras.items()}
 
 
+def _acted(episode: Episode | None, row: Row | None) -> Record:
+    """Return what an episode adds to the record of a completion; ``episode`` is JSON."""
+    if episode is None:
+        return {}
+    advantages_T = None if row is None else row.advantages_T
+    ends = [] if row is None else accumulate(turn_lengths(row))
+    content: Record = {
+        "messages": [dict(message) for message in episode.messages],
+        "end": episode.end,
+        "reward": episode.reward,
+        "turn_rewards": list(episode.turn_rewards),
+        "turn_advantages": [advantages_T[end - 1] for end in ends] if advantages_T else [],
+        "state": dict(episode.state),
+        "environment": episode.environment,
+    }
+    return {
+        "episode": _text(content),
+        "turns": episode.turns,
+        "calls": episode.calls,
+        "failed_calls": episode.failed_calls,
+    }
+
+
 def _column(name: str, values: Sequence[Any]) -> pa.Array:
     """Make a column of numbers or texts; anything else that a reward may log becomes JSON."""
     import pyarrow as pa
 
-    kind = FIXED.get(name) or ("string" if name.startswith("why/") else "float64")
+    known = FIXED.get(name) or ACTED.get(name)
+    kind = known or ("string" if name.startswith("why/") else "float64")
     if name.startswith("extra/"):
         # A column of floats holds what has a largest value: floats, and no larger integers.
         numeric = [

@@ -62,7 +62,24 @@ def rollouts_show(
     typer.echo(f"{which}, step {number}: {len(records)} samples, {states}")
     if others and not repair:
         typer.echo(f"its repairs sampled too: --repair {' or '.join(others)}")
-    report_console().print(_table(samples, None if full else SHOWN))
+    limit = None if full else SHOWN
+    report_console().print(_table(samples, limit))
+    for sample in samples:
+        if sample.get("episode"):
+            typer.echo("\n" + "\n".join(_episode(sample, limit)))
+
+
+def _episode(record: Record, limit: int | None) -> list[str]:
+    """Format an episode: one line on it, then its turns."""
+    from align.report.episodes import episode_lines
+
+    calls = f"{record['calls']} calls"
+    if record["failed_calls"]:
+        calls += f", {record['failed_calls']} failed"
+    value = record["status"] if record["value"] is None else f"reward {_number(record['value'])}"
+    name = f"group {record['group']}, sample {record['sample']}"
+    heading = f"{name}: {value}, {record['turns']} turns, {calls}"
+    return [heading, *(f"  {line}" for line in episode_lines(record["episode"], limit))]
 
 
 def _table(records: list[Record], limit: int | None) -> Table:
@@ -82,6 +99,8 @@ def _table(records: list[Record], limit: int | None) -> Table:
         table.add_column(name, overflow="fold")
     for record in records:
         answer = printable(record["completion"], limit)
+        if record.get("episode"):
+            answer = f"(turn {record['turns']}) {answer}"
         if record["detail"]:
             answer += f"\n[{printable(record['detail'], SHOWN)}]"
         source, of_round = record["source"], record["round"]

@@ -131,6 +131,8 @@ class RewardScorer:
         turns: tuple[Message, ...] = tuple(prompt)
         prompt_ids = encoder.encode(Prompt(id="", messages=turns))
         answer: tuple[Message, ...] = ({"role": "assistant", "content": text},)
+        if not isinstance(completion, str) and len(completion) > 1:  # An episode: all its turns.
+            answer = tuple(completion)
         return ended(chat_whole(turns, prompt_ids, answer, encoder)[0], encoder)
 
     def scores(self, sequences: Sequence[Sequence[int]], batch_size: int) -> list[float]:

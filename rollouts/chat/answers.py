@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from rollouts.types import Message, Prompt
+from rollouts.types import Message, Prompt, TokenSpan
 
 if TYPE_CHECKING:
     from rollouts.prompts import PromptEncoder
@@ -70,6 +70,40 @@ def chat_answer(
     return ended(whole[start:], encoder)
 
 
+def chat_episode(
+    turns: Sequence[Message],
+    prompt_ids: Ids,
+    answer: Sequence[Message],
+    encoder: PromptEncoder,
+    tools: Sequence[Any] = (),
+) -> tuple[Ids, tuple[TokenSpan, ...]]:
+    """Return the token ids of an answer of several turns, and the spans that are not the assistant's.
+
+    These are the tokens from behind the end of one of its turns to where the prompt of its next turn ends:
+    what tools and users said, and what the template writes around it. Turns behind the assistant's last one
+    are left out.
+
+    Raises:
+        TemplateRefusal: as `chat_answer`.
+        UnfitAnswer: as `chat_answer`; or the template changes earlier turns once later ones follow.
+    """
+    spoken = [i for i, turn in enumerate(answer) if turn["role"] == "assistant"]
+    answer = answer[: spoken[-1] + 1] if spoken else answer
+    if spoken in ([], [0]):
+        return chat_answer(turns, prompt_ids, answer, encoder, tools), ()
+    whole, start = chat_whole(turns, prompt_ids, answer, encoder, tools)
+    begins = [_begin(whole, (*turns, *answer[:i]), encoder, tools) for i in spoken]
+    ends = [_end(whole, begin, encoder) for begin in begins[:-1]]
+    start = min(start, begins[0])
+    gaps = [(start, begins[0]), *zip(ends, begins[1:], strict=True)]
+    if any(begin < end for end, begin in gaps):
+        raise UnfitAnswer("the chat template changes earlier turns once later ones follow")
+    if begins[-1] == len(whole):
+        raise UnfitAnswer("an answer without tokens")
+    observed = tuple(TokenSpan(a - start, b - start) for a, b in gaps if a < b)
+    return ended(whole[start:], encoder), observed
+
+
 def chat_whole(
     turns: Sequence[Message],
     prompt_ids: Ids,
@@ -84,6 +118,23 @@ def chat_whole(
         last = _common(whole, encoder.render((*turns, *answer[:-1]), opened=True, tools=tools))
     end = next((i for i in range(last, len(whole)) if whole[i] in encoder.eos_ids), len(whole))
     return whole[: end + 1], start
+
+
+def _begin(
+    whole: Ids, turns: Sequence[Message], encoder: PromptEncoder, tools: Sequence[Any]
+) -> int:
+    """Return where the answer to these turns begins in the rendering of all turns."""
+    opened = encoder.render(turns, opened=True, tools=tools)
+    begin = _common(whole, opened)
+    if begin < len(opened) and begin < len(encoder.render(turns, opened=False, tools=tools)):
+        raise UnfitAnswer("the chat template changes earlier turns once later ones follow")
+    return begin
+
+
+def _end(whole: Ids, begin: int, encoder: PromptEncoder) -> int:
+    """Return where the turn that begins at a token ends, behind its ending token."""
+    ends = (i for i in range(begin, len(whole)) if whole[i] in encoder.eos_ids)
+    return next(ends, len(whole)) + 1
 
 
 def ended(ids: Ids, encoder: PromptEncoder) -> Ids:

@@ -19,7 +19,9 @@ TOOLS = "tools"
 """Column of a row that lists the functions that may be called."""
 CALLS = "tool_calls"
 SHAPE = 'write messages as {"role": "user", "content": "..."}, all values text'
-MAY_BE_EMPTY = ("system", "developer", "tool", "function", "ipython")
+RESULTS = ("tool", "function", "ipython")
+"""Roles of what a call returned."""
+MAY_BE_EMPTY = ("system", "developer", *RESULTS)
 """Roles whose content may be empty: no instructions, or a call that returned nothing."""
 WAITING = ("assistant", "system", "developer")
 """Roles that no prompt ends with: the turn after them is not an answer."""

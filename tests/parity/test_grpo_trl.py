@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from align.learner.learner import Learner
 from align.learner.model.policy import completion_outputs
 from align.learner.references import References
 from align.retention.methods import RetentionMethods
+from rollouts.types import TokenSpan
 from tests.unit.tiny import row, save_model
 
 ROWS = (
@@ -274,3 +276,32 @@ def test_a_group_of_equal_rewards_has_no_advantage_in_either(
         theirs = trainer._generate_and_score_completions([{"prompt": "rev"}] * 8)["advantages"]
     assert theirs.abs().max().item() < 1e-3
     assert group_relative([rewards[:4]], "group") == [[0.0] * 4]
+
+
+def test_a_masked_batch_has_trls_loss(models: dict[str, Path], tmp_path: Path) -> None:
+    """Episodes: TRL masks what tools returned (``tool_mask``), and so do spans of observed tokens."""
+    observed = ((), (TokenSpan(1, 2),), (TokenSpan(1, 3),), ())
+    rows = [replace(r, observed=spans) for r, spans in zip(ROWS, observed, strict=True)]
+    trainer = make_trainer(models["base"], tmp_path, beta=0.0, loss_type="dapo")
+    inputs = trl_inputs(rows)
+    mask_BT = torch.ones_like(inputs["completion_mask"])
+    for b, spans in enumerate(observed):
+        for span in spans:
+            mask_BT[b, span.start : span.end] = 0
+    sampled = torch.tensor(NUM_TOKENS - 3)
+    inputs |= {"tool_mask": mask_BT, "num_items_in_batch": sampled}
+    micro = to_tensors(rows)
+    outputs = completion_outputs(trainer.model, micro, dtype=torch.float32, temperature=1.0)
+    totals = Batch(rows=tuple(rows)).totals
+    assert totals.tokens == sampled.item()
+    for algorithm, loss_type in ((GRPO(), "dapo"), (GRPO(mean="completions"), "grpo")):
+        trainer.loss_type = loss_type
+        trainer.model.zero_grad()
+        theirs = trainer._compute_loss(trainer.model, inputs)
+        theirs.backward()
+        their_gradient = gradient(trainer.model)
+        trainer.model.zero_grad()
+        loss, _ = algorithm.objective(micro, outputs, totals)
+        loss.backward(retain_graph=True)
+        assert loss.item() == pytest.approx(theirs.item(), abs=1e-6)
+        same_gradient(gradient(trainer.model), their_gradient)

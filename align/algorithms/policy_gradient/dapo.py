@@ -9,7 +9,8 @@ al. 2025, arXiv 2503.14476: clip-higher eq. 10, dynamic sampling eq. 11, token m
 punishment eq. 13, overlong filtering section 3.4. The paper has no KL term: leave ``anchors.new`` empty.
 
 Assumes rewards about as large as the paper's, which are 1 and -1; scale ``overlong_penalty`` to others.
-A completion that the rubric could not score has no advantage. Dynamic sampling compares the rubric's
+The length of an episode is that of what was sampled, without observations. A completion that the rubric
+could not score has no advantage. Dynamic sampling compares the rubric's
 rewards without the penalty: a group that differs only in length teaches nothing about the task.
 """
 
@@ -25,6 +26,7 @@ from align.algorithms.base import LossAndMetrics, PolicyInputs
 from align.algorithms.policy_gradient.advantages import has_signal
 from align.algorithms.policy_gradient.clipping import clipped_mean
 from align.algorithms.policy_gradient.outcome import GroupRelative
+from align.algorithms.policy_gradient.turns import turn_credits
 from align.algorithms.rows import Totals
 from rollouts.types import Score, ScoredGroup
 
@@ -59,7 +61,9 @@ class DAPO(GroupRelative):
         return self.max_resamples
 
     def informative(self, scored: ScoredGroup) -> bool:
-        return has_signal(super().advantages([scored])[0])
+        if has_signal(super().advantages([scored])[0]):
+            return True
+        return self._by_turn and any(map(any, turn_credits([scored], self.compare)[0]))
 
     def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float | None]]:
         shaped_PG = super().advantages([self._shaped(scored) for scored in groups])
@@ -80,7 +84,7 @@ class DAPO(GroupRelative):
         scores_G = [
             punished(
                 score,
-                overlong_punishment(len(completion.token_ids), self.max_tokens, buffer),
+                overlong_punishment(completion.num_sampled, self.max_tokens, buffer),
                 self.overlong_penalty,
             )
             for completion, score in zip(scored.group.completions_G, scored.scores_G, strict=True)

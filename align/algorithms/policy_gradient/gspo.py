@@ -15,7 +15,7 @@ enter as their mean over the completion.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,8 @@ class GSPO(GroupRelative):
     """Distance below 1 beyond which a completion's ratio has no gradient."""
     clip_high: Annotated[float, Field(gt=0)] = 4e-4
     """Distance above 1 beyond which a completion's ratio has no gradient."""
+
+    credits_turns: ClassVar[bool] = False
 
     def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
         sequences = by_sequence(inputs, mean=True)

@@ -1,8 +1,13 @@
-"""Bases of the algorithms that give a whole completion, and so each of its tokens, one advantage."""
+"""Bases of the algorithms that give a whole completion, and so each of its tokens, one advantage.
+
+With ``turn_rewards`` the turns of an episode get advantages of their own where the loss has a ratio for
+each token; see `align.algorithms.policy_gradient.turns`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from align.algorithms.base import PolicyGradient
 from align.algorithms.policy_gradient.advantages import (
@@ -10,6 +15,8 @@ from align.algorithms.policy_gradient.advantages import (
     group_relative,
     group_relative_by_part,
 )
+from align.algorithms.policy_gradient.turns import with_turn_advantages
+from align.algorithms.rows import Batch
 from rollouts.types import ScoredGroup
 
 
@@ -18,6 +25,14 @@ class OutcomeGradient(PolicyGradient):
 
     def moves(self, advantage: float) -> bool:
         return advantage != 0
+
+    def compare(self, rewards_PG: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+        """Compare the rewards of each group's completions, as `advantages` does with their scores."""
+        raise NotImplementedError
+
+    def rows(self, groups: Sequence[ScoredGroup]) -> Batch:
+        batch = super().rows(groups)
+        return with_turn_advantages(batch, groups, self.compare) if self._by_turn else batch
 
 
 class GroupRelative(OutcomeGradient):
@@ -30,13 +45,18 @@ class GroupRelative(OutcomeGradient):
     """Centre and scale every reward part on its own and then add them by weight, so that a part with a
     wide spread cannot drown another (Liu et al. 2026, arXiv 2601.05242)."""
 
+    credits_turns: ClassVar[bool] = True
+
     def check(self, group_size: int, where: str) -> None:
         need_groups(self.name, group_size, where)
+
+    def compare(self, rewards_PG: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+        return group_relative(rewards_PG, self.scale)
 
     def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float | None]]:
         if self.by_part:
             return group_relative_by_part([g.scores_G for g in groups], self.scale)
-        return group_relative(values_of(groups), self.scale)
+        return self.compare(values_of(groups))
 
 
 def need_groups(name: str, group_size: int, where: str) -> None:

@@ -17,7 +17,7 @@ gives noise full-sized advantages.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -40,12 +40,17 @@ class ReinforcePP(OutcomeGradient):
     clip_high: Annotated[float, Field(gt=0)] = 0.2
     """Distance above 1 beyond which a ratio has no gradient."""
 
+    credits_turns: ClassVar[bool] = True
+
     def check(self, group_size: int, where: str) -> None:
         if self.group_baseline:
             need_groups(f"{self.name} with group_baseline", group_size, where)
 
+    def compare(self, rewards_PG: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+        return batch_normalised(rewards_PG, group_mean=self.group_baseline)
+
     def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float | None]]:
-        return batch_normalised(values_of(groups), group_mean=self.group_baseline)
+        return self.compare(values_of(groups))
 
     def loss(self, inputs: PolicyInputs, totals: Totals) -> LossAndMetrics:
         return clipped_mean(inputs, self.clip_low, self.clip_high, totals.tokens)

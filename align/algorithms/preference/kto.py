@@ -28,7 +28,7 @@ from pydantic import Field
 from align.algorithms.base import Algorithm, LossAndMetrics, Material, Need
 from align.algorithms.preference.preference import held_by_anchors
 from align.algorithms.rows import DATA, Batch, Row, Totals, row_of
-from rollouts.types import ScoredGroup
+from rollouts.types import ScoredGroup, TokenSpan
 
 if TYPE_CHECKING:
     from align.algorithms.micro_batch import MicroBatch
@@ -176,15 +176,29 @@ def mismatched(rows: Sequence[Row]) -> list[Row]:
     sorted_rows = [row for same in by_prompt.values() for row in same]
     step = max((len(same) for same in by_prompt.values()), default=0)
     longest = max((row.num_tokens for row in rows), default=0)
+    pairs = [
+        (row, other)
+        for index, row in enumerate(sorted_rows)
+        if (other := sorted_rows[index - step]).prompt_ids != row.prompt_ids
+    ]
     return [
         replace(
             row,
-            completion_ids=other.completion_ids[: longest - len(row.prompt_ids)],
+            completion_ids=answer.completion_ids,
+            observed=answer.observed,
             sampler_logprobs_T=(),
             advantage=0.0,
             policy=DATA,
             unit=None,
         )
-        for index, row in enumerate(sorted_rows)
-        if (other := sorted_rows[index - step]).prompt_ids != row.prompt_ids
+        for row, other in pairs
+        for answer in [_shortened(other, longest - len(row.prompt_ids))]
     ]
+
+
+def _shortened(row: Row, length: int) -> Row:
+    """Return the row with at most ``length`` completion tokens."""
+    observed = tuple(
+        TokenSpan(span.start, min(span.end, length)) for span in row.observed if span.start < length
+    )
+    return replace(row, completion_ids=row.completion_ids[:length], observed=observed)

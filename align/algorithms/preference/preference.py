@@ -37,7 +37,7 @@ class PairInputs:
     """Log-probabilities of the reference, without gradient; NaN if the algorithm does not need one."""
     rejected_reference_U: Tensor
     chosen_tokens_U: Tensor
-    """Lengths of the answers, as floats."""
+    """Numbers of sampled tokens of the answers, as floats."""
     rejected_tokens_U: Tensor
 
 
@@ -128,7 +128,7 @@ class Preference(Algorithm):
         chosen, rejected = [list(side) for side in zip(*pairs, strict=True)]
         policy_B = micro.sums_B(outputs.logprobs_N)
         reference_B = micro.sums_B(micro.of_tokens("reference_logprobs_T"))
-        tokens_B = policy_B.new_tensor([float(len(row.completion_ids)) for row in micro.rows])
+        tokens_B = policy_B.new_tensor([float(row.num_sampled) for row in micro.rows])
         loss, metrics = self.pair_loss(
             PairInputs(
                 chosen_logprobs_U=policy_B[chosen],

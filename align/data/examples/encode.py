@@ -1,7 +1,8 @@
 """Encoding of examples: the prompt exactly as engines read it, the answer as they would sample it.
 
 A file is thus learnt in the same context that rollouts have. An answer ends with a token that ends
-sampling, since a model stops with that token only if it learns to (see `rollouts.chat.answers`)."""
+sampling, since a model stops with that token only if it learns to (see `rollouts.chat.answers`). In an
+answer of several turns only the assistant's are learnt; what tools returned and users said is observed."""
 
 from __future__ import annotations
 
@@ -13,13 +14,14 @@ from typing import Any
 from align.algorithms.rows import Row
 from align.data.examples.forms import Content, Example, Unusable
 from align.data.examples.stream import Unit
-from rollouts.chat.answers import UnfitAnswer, chat_answer, ended, text_answer
+from rollouts.chat.answers import UnfitAnswer, chat_episode, ended, text_answer
 from rollouts.chat.messages import BadMessages, check_tools, tools_of
 from rollouts.errors import TemplateRefusal, UserError
 from rollouts.prompts import PromptEncoder, content_id
-from rollouts.types import Prompt
+from rollouts.types import Prompt, TokenSpan
 
 Ids = tuple[int, ...]
+Spans = tuple[TokenSpan, ...]
 OVER_LONG = "over-long"
 """Beginning of the reason for rows that do not fit the context."""
 
@@ -70,19 +72,19 @@ def encode(
     prompt_ids = _prompt_ids(prompt, encoder)
     answers = [_answer_ids(prompt, prompt_ids, a.content, encoder) for a in example.answers]
     room = context - len(prompt_ids)
-    longest = max(map(len, answers))
+    longest = max(len(ids) for ids, _ in answers)
     if room < 1 or (not cut and longest > room):
         raise Unusable(f"{OVER_LONG} for {context} tokens", f"{len(prompt_ids) + longest} tokens")
-    fitting = [ids[:room] for ids in answers]
-    if len(set(fitting)) < len(fitting):
+    fitting = [_cut(ids, observed, room) for ids, observed in answers]
+    if len({ids for ids, _ in fitting}) < len(fitting):
         raise Unusable("equal sides")
     rows = tuple(
-        _row(prompt_ids, ids, answer.advantage, round, answer.margin)
-        for ids, answer in zip(fitting, example.answers, strict=True)
+        _row(prompt_ids, ids, answer.advantage, round, answer.margin, observed)
+        for (ids, observed), answer in zip(fitting, example.answers, strict=True)
     )
     sides = [(answer.content, answer.advantage) for answer in example.answers]
     unit = Unit(id=_id([example.prompt, sides]), prompt=prompt, rows=rows, location=source_line)
-    return Encoded(unit=unit, num_cut=sum(len(ids) > room for ids in answers))
+    return Encoded(unit=unit, num_cut=sum(len(ids) > room for ids, _ in answers))
 
 
 def windows(
@@ -134,12 +136,26 @@ def _window(ids: Sequence[int], sources: Sequence[Document], round: str) -> Unit
     )
 
 
+def _cut(ids: Ids, observed: Spans, length: int) -> tuple[Ids, Spans]:
+    """Return at most ``length`` tokens of an answer, the last of which is the assistant's."""
+    spans = [span for span in observed if span.start < length]
+    if spans and spans[-1].end >= length:
+        length = spans.pop().start
+    return ids[:length], tuple(spans)
+
+
 def _row(
-    prompt_ids: Ids, completion_ids: Ids, advantage: float, round: str, margin: float = 0.0
+    prompt_ids: Ids,
+    completion_ids: Ids,
+    advantage: float,
+    round: str,
+    margin: float = 0.0,
+    observed: Spans = (),
 ) -> Row:
     return Row(
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,
+        observed=observed,
         advantage=advantage,
         source="new",
         round=round,
@@ -172,16 +188,19 @@ def _prompt_ids(prompt: Prompt, encoder: PromptEncoder) -> Ids:
         raise Unusable(reason + cause) from error
 
 
-def _answer_ids(prompt: Prompt, prompt_ids: Ids, answer: Content, encoder: PromptEncoder) -> Ids:
-    """Return the tokens of the answer after these prompt tokens, with an ending token."""
+def _answer_ids(
+    prompt: Prompt, prompt_ids: Ids, answer: Content, encoder: PromptEncoder
+) -> tuple[Ids, Spans]:
+    """Return the tokens of the answer after these prompt tokens, with an ending token, and those of them
+    that are not the assistant's."""
     try:
         if prompt.messages is not None:
             if isinstance(answer, str):
                 answer = ({"role": "assistant", "content": answer},)
             tools = tools_of(prompt.columns)
-            return chat_answer(prompt.messages, prompt_ids, answer, encoder, tools)
+            return chat_episode(prompt.messages, prompt_ids, answer, encoder, tools)
         if isinstance(answer, str):
-            return text_answer(prompt.text or "", prompt_ids, answer, encoder)
+            return text_answer(prompt.text or "", prompt_ids, answer, encoder), ()
     except UnfitAnswer as reason:
         raise Unusable(str(reason)) from reason
     except TemplateRefusal as error:

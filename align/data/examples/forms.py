@@ -2,7 +2,7 @@
 
     pairs           prompt, chosen, rejected; or chosen and rejected that begin alike; maybe margin
     ratings         prompt, completion, label; or pairs, whose sides are then rated
-    demonstrations  prompt, completion; or messages, of which the last is the answer
+    demonstrations  prompt, completion; or messages, which end with the answer or the episode
     texts           text
 
 Source: TRL's "Dataset formats and types". Nothing is tokenized here. A row that cannot be used raises
@@ -19,7 +19,7 @@ from typing import Any
 
 from align.algorithms.base import Material
 from align.config.data import ExamplesConfig, columns_of
-from rollouts.chat.messages import BadMessages, says_something, turns_of
+from rollouts.chat.messages import RESULTS, BadMessages, says_something, turns_of
 from rollouts.types import Message
 
 Messages = tuple[Message, ...]
@@ -87,19 +87,43 @@ def ratings(values: Values, config: ExamplesConfig) -> list[Example]:
 
 
 def demonstrations(values: Values, config: ExamplesConfig) -> list[Example]:
-    """Make one example of one answer: the completion, or the last turn of a conversation."""
+    """Make one example of one answer: the completion, or the end of a conversation.
+
+    That is the assistant's last turn, with the calls and results before it that belong to the same answer;
+    with ``turns: all`` it is all that follows the first question.
+    """
     if config.completion in values or config.messages not in values:
         prompt, content = _prompt(values, config), _content(values, config.completion)
     else:
         turns = _content(values, config.messages)
         if isinstance(turns, str):
             raise Unusable(f"{config.messages!r} has no messages")
-        prompt, content = turns[:-1], turns[-1:]
-        if content[0]["role"] != "assistant":
+        if turns[-1]["role"] != "assistant":
             raise Unusable("the last message is not the assistant's")
+        start = _answer_start(turns) if config.turns == "last" else _first_answer(turns)
+        prompt, content = turns[:start], turns[start:]
         if not prompt:
             raise Unusable(f"no prompt before the answer in {config.messages!r}")
     return [Example(prompt=prompt, answers=(Answer(content=content, advantage=1.0),))]
+
+
+def _answer_start(turns: Messages) -> int:
+    """Return the index of the turn with which the last answer begins: its first call, if it has any."""
+    start = len(turns) - 1
+    while True:
+        calling = start - 1
+        while calling >= 0 and turns[calling]["role"] in RESULTS:
+            calling -= 1
+        is_call = 0 <= calling < start - 1 and turns[calling]["role"] == "assistant"
+        if not is_call:
+            return start
+        start = calling
+
+
+def _first_answer(turns: Messages) -> int:
+    """Return the index of the assistant's first turn that answers one; 0 if there is none."""
+    answers = (i for i, turn in enumerate(turns) if i and turn["role"] == "assistant")
+    return next(answers, 0)
 
 
 def as_chat(example: Example) -> Example:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.algorithms.base import Material
-from align.algorithms.rows import Row
+from align.algorithms.rows import Row, spans_of
 from align.data.examples.stream import Unit
 from align.data.json_lines import Record, load_lines, save_lines
 from align.data.replay.dealing import chosen_evenly
@@ -23,8 +23,8 @@ from rollouts.types import Prompt, SnapshotId
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
 
-SCHEMA_VERSION = 1
-"""Version of the file's format."""
+SCHEMA_VERSION = 2
+"""Version of the file's format: 2 has episodes. A file without any is written as version 1."""
 
 USABLE: Mapping[Material, Sequence[Material]] = {
     "pairs": ("pairs",),
@@ -85,6 +85,10 @@ class OwnedExamples:
             )
         return [self._past(unit) for unit in units]
 
+    @property
+    def _has_episodes(self) -> bool:
+        return any(row.observed for unit in self.units for row in unit.rows)
+
     def _past(self, unit: Unit) -> Unit:
         rows = (
             replace(row, source="past", owner=self.owner, round=self.round) for row in unit.rows
@@ -94,7 +98,7 @@ class OwnedExamples:
     def save(self, path: Path) -> None:
         """Write JSON lines atomically: a line on the round, then one unit on each line."""
         head = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": SCHEMA_VERSION if self._has_episodes else 1,
             "round": self.round,
             "owner": self.owner,
             "material": self.material,
@@ -146,6 +150,7 @@ def _line(unit: Unit) -> dict[str, Any]:
                 "completion_ids": row.completion_ids,
                 "advantage": row.advantage,
                 "margin": row.margin,
+                **({"observed": row.observed} if row.observed else {}),
             }
             for row in unit.rows
         ],
@@ -161,6 +166,7 @@ def _unit(data: Mapping[str, Any]) -> Unit:
             Row(
                 prompt_ids=tuple(row["prompt_ids"]),
                 completion_ids=tuple(row["completion_ids"]),
+                observed=spans_of(row.get("observed", ())),
                 advantage=row["advantage"],
                 margin=row["margin"],
                 source="past",

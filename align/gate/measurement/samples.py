@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Literal
 
-from rollouts.types import Completion, FinishReason, Score, ScoredGroup
+from rollouts.types import Completion, FinishReason, RolloutGroup, Score, ScoredGroup
 
 Status = Literal["scored", "abstained", "failed"]
 STATUSES: tuple[Status, ...] = ("failed", "abstained", "scored")
 FINISHES: tuple[FinishReason, ...] = ("failed", "length", "stop")
 """The worst first; so are the statuses."""
+SUCCESS = 1.0
+"""Smallest reward of an environment that counts as a success."""
 
 
 def checked(score: Score, value_range: tuple[float, float] | None) -> Score:
@@ -61,6 +64,25 @@ def merged(
     values = [score.value for _, scores_G in groups for score in scores_G]
     worst = min((0.0, *(value for value in values if value is not None)))
     return [_item(group.completions_G, scores_G, worst) for group, scores_G in groups]
+
+
+def episode_figures(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Compute what stands beside the mean of a suite whose answers are episodes; empty for other answers.
+
+    ``success`` is the share of episodes with a reward of at least `SUCCESS` among those that their
+    environment rewards; the others are means over all episodes.
+    """
+    episodes = [c.episode for group in groups for c in group.completions_G if c.episode is not None]
+    if not episodes:
+        return {}
+    figures = {
+        "turns": fmean(episode.turns for episode in episodes),
+        "calls": fmean(episode.calls for episode in episodes),
+        "failed calls": fmean(episode.failed_calls for episode in episodes),
+    }
+    if rewards := [episode.reward for episode in episodes if episode.reward is not None]:
+        figures = {"success": fmean(reward >= SUCCESS for reward in rewards), **figures}
+    return figures
 
 
 def _checked(scored: ScoredGroup, value_range: tuple[float, float] | None) -> list[Score]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypedDict
 from align.config.campaign import SuiteConfig
 from align.data.examples.holdout import measured_units, name_of
 from rollouts.errors import UserError, nearest
-from rollouts.types import Prompt
+from rollouts.types import Prompt, TokenSpan
 
 if TYPE_CHECKING:
     from align.data.examples import Unit
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 TokenPair = tuple[tuple[int, ...], tuple[int, ...]]
 """Token ids of a prompt and of what follows it."""
+
+Spans = tuple[TokenSpan, ...]
+"""Tokens of what follows it that were observed and not said."""
 
 MIN_ITEMS = 8
 """Fewest items of such a suite: below, the spread between them cannot be estimated."""
@@ -36,6 +39,7 @@ class Sequences(TypedDict):
     sequence_ids: tuple[str, ...]
     sequence_places: tuple[str, ...]
     sequence_clusters: tuple[str, ...]
+    observed: tuple[Spans, ...]
 
 
 BY_ITEM = ("window", "item")
@@ -86,6 +90,7 @@ def text_sequences(spec: SuiteConfig, where: str, encoder: PromptEncoder) -> Seq
         )
     return Sequences(
         sequences=tuple((window[:1], window[1:]) for window in windows),
+        observed=(),
         sequence_ids=tuple(f"window/{index}" for index in range(len(windows))),
         sequence_places=(),
         sequence_clusters=_text_clusters(spec, where, text, len(windows), encoder),
@@ -165,6 +170,7 @@ def example_sequences(
     ]
     return Sequences(
         sequences=tuple((row.prompt_ids, row.completion_ids) for row in rows),
+        observed=tuple(row.observed for row in rows) if any(row.observed for row in rows) else (),
         sequence_ids=tuple(unit.id for unit in units),
         sequence_places=tuple(unit.location for unit in units),
         sequence_clusters=tuple(_example_clusters(units, where, cluster)),

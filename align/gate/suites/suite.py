@@ -15,6 +15,7 @@ from align.gate.measurement.samples import ItemScore
 from align.gate.suites.demands import Demands
 from align.gate.suites.looks import Early, in_order
 from align.gate.suites.scale import Range, ScoreScale
+from rollouts.chat.transcript import shown_answer
 from rollouts.types import FinishReason, Prompt, Score, SnapshotId
 
 if TYPE_CHECKING:
@@ -311,7 +312,7 @@ class Suite(ABC):
             statuses=tuple(score.status for score in scores),
             finishes=finishes or tuple("stop" for _ in scores),
             prompts=tuple(shown),
-            answers=tuple(answer.text for answer in answers),
+            answers=tuple(map(shown_answer, answers)),
             clusters=self.item_clusters,
             tokens=tokens,
         )

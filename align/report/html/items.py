@@ -16,6 +16,7 @@ from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults, paired
 from align.gate.suites.looks import in_common
 from align.gate.verdict import Verdict
+from align.report.episodes import episode_lines
 from align.report.html.limits import Limits, cut
 from align.round.rollout_table import Record, load_records
 from align.store.run_folder import RoundFolder
@@ -224,6 +225,12 @@ def spread(records: Sequence[Record], count: int) -> list[Record]:
     return [records[index] for index in indices]
 
 
+def _answer(record: Record) -> str | None:
+    """Return an answer as a page shows it; an episode turn by turn."""
+    stored = record.get("episode")
+    return "\n".join(episode_lines(stored)) if stored else record["completion"]
+
+
 def _said(record: Record, text: int) -> Said:
     names = [name for name in record if name.startswith("reward/")]
     parts = [
@@ -233,7 +240,7 @@ def _said(record: Record, text: int) -> Said:
     ]
     return Said(
         prompt=cut(record["prompt"], text),
-        completion=cut(record["completion"], text),
+        completion=cut(_answer(record), text),
         value=record["value"],
         parts=tuple(parts) if len(names) > 1 else (),
     )

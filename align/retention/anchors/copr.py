@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from itertools import chain
 from math import ceil, exp, isfinite
 from pathlib import Path
 from random import Random
@@ -33,12 +34,13 @@ from torch import Tensor
 from align.algorithms.micro_batch import MicroBatch
 from align.algorithms.outputs import Outputs
 from align.algorithms.preference.copr import COPR, sets_in
-from align.algorithms.rows import Row
+from align.algorithms.rows import Row, spans_of
 from align.config.retention.methods import COPRConfig
 from align.learner.batching import passes, to_tensors
 from align.learner.model.policy import completion_outputs
 from align.learner.penalty import LearnerView
 from align.retention.base import Ids, RetentionMethod
+from rollouts.types import TokenSpan
 
 PASS_TOKENS = 4096
 """Padded tokens of a pass that measures stored answers when a round begins."""
@@ -56,12 +58,16 @@ class RankedAnswers:
     answers: tuple[Ids, ...]
     targets: tuple[float, ...]
     """Logarithms of the optimal shares, in nats."""
+    observed: tuple[tuple[TokenSpan, ...], ...] = ()
+    """Tokens of each answer that an environment wrote; empty if it wrote none of any."""
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> RankedAnswers:
         """Build one from JSON values."""
         listed = {key: tuple(data[key]) for key in ("prompt", "targets")}
-        return cls(**{**data, **listed, "answers": tuple(map(tuple, data["answers"]))})
+        observed = tuple(spans_of(spans) for spans in data.get("observed", ()))
+        answers = tuple(map(tuple, data["answers"]))
+        return cls(**{**data, **listed, "answers": answers, "observed": observed})
 
     def rows(self, unit: int) -> list[Row]:
         """Return the answers as rows of one unit."""
@@ -69,12 +75,15 @@ class RankedAnswers:
             Row(
                 prompt_ids=self.prompt,
                 completion_ids=answer,
+                observed=observed,
                 advantage=0.0,
                 source="past",
                 round=self.round,
                 unit=unit,
             )
-            for answer in self.answers
+            for answer, observed in zip(
+                self.answers, self.observed or [()] * len(self.answers), strict=True
+            )
         ]
 
 
@@ -151,6 +160,7 @@ class COPRConstraint(RetentionMethod[COPRConfig]):
                 prompt=members[0].prompt_ids,
                 answers=tuple(row.completion_ids for row in members),
                 targets=tuple(self._target.targets(reference_J, members).tolist()),
+                observed=_stated([row.observed for row in members]),
             )
             self._collected[self._key(ranked)] = ranked
             self._replaced.add(self._key(ranked))
@@ -244,7 +254,7 @@ def distances(
         unit = micro.rows[indices[0]].unit
         assert unit is not None
         part = outputs.at(micro.tokens_of(indices)).tempered(sets[unit].temperature)
-        lengths = [len(micro.rows[i].completion_ids) for i in indices]
+        lengths = [micro.rows[i].num_sampled for i in indices]
         sums_J = torch.stack([piece.sum() for piece in torch.split(part.logprobs_N, lengths)])
         answers = {answer: j for j, answer in enumerate(sets[unit].answers)}
         order = [answers[micro.rows[i].completion_ids] for i in indices]
@@ -266,6 +276,10 @@ def tensors_of(sets: Sequence[RankedAnswers]) -> dict[str, Tensor]:
             "targets": torch.tensor([t for r in ranked for t in r.targets], dtype=torch.float64),
             "temperature": torch.tensor([ranked[0].temperature], dtype=torch.float64),
         }
+        if any(r.observed for r in ranked):
+            spans = [s for r in ranked for s in r.observed or [()] * len(r.answers)]
+            numbers = [n for each in spans for n in (len(each), *chain.from_iterable(each))]
+            columns["observed"] = torch.tensor(numbers, dtype=torch.int32)
         tensors |= {f"{name}/{column}": tensor for column, tensor in columns.items()}
     return tensors
 
@@ -281,10 +295,15 @@ def read_sets(path: Path) -> list[RankedAnswers]:
             iter(stored[f"{name}/{column}"].tolist()) for column in ("tokens", "sizes", "targets")
         )
         temperature = float(stored[f"{name}/temperature"][0])
+        observed = iter(stored.get(f"{name}/observed", torch.zeros(0, dtype=torch.int32)).tolist())
         for prompt_size in sizes:
             lengths = [next(sizes) for _ in range(next(sizes))]
             prompt = tuple(next(tokens) for _ in range(prompt_size))
             answers = tuple(tuple(next(tokens) for _ in range(n)) for n in lengths)
+            spans = [
+                tuple(TokenSpan(next(observed), next(observed)) for _ in range(next(observed, 0)))
+                for _ in lengths
+            ]
             sets.append(
                 RankedAnswers(
                     round=name,
@@ -292,6 +311,12 @@ def read_sets(path: Path) -> list[RankedAnswers]:
                     prompt=prompt,
                     answers=answers,
                     targets=tuple(next(targets) for _ in lengths),
+                    observed=_stated(spans),
                 )
             )
     return sets
+
+
+def _stated(observed: Sequence[tuple[TokenSpan, ...]]) -> tuple[tuple[TokenSpan, ...], ...]:
+    """Return the observed tokens of each answer; empty if there are none."""
+    return tuple(observed) if any(observed) else ()

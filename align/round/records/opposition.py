@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import TYPE_CHECKING
 
+from align.algorithms.rows import Row
 from align.data.examples.clashes import prompt_name
 from align.data.examples.stream import Unit
 from align.data.replay.buffer import ReplayBuffer
@@ -47,8 +48,8 @@ class OrderedAnswers:
     prompt: str
     """Name of the prompt."""
     prompt_ids: tuple[int, ...]
-    better: tuple[int, ...]
-    worse: tuple[int, ...]
+    better: Row
+    worse: Row
     units: tuple[Unit, ...]
 
 
@@ -104,8 +105,8 @@ def ordered_answers(units: Sequence[Unit]) -> Iterator[OrderedAnswers]:
             yield OrderedAnswers(
                 prompt=unit.prompt.id,
                 prompt_ids=better.prompt_ids,
-                better=better.completion_ids,
-                worse=worse.completion_ids,
+                better=better,
+                worse=worse,
                 units=(unit,),
             )
         else:
@@ -116,10 +117,15 @@ def ordered_answers(units: Sequence[Unit]) -> Iterator[OrderedAnswers]:
             yield OrderedAnswers(
                 prompt=name,
                 prompt_ids=one_good.rows[0].prompt_ids,
-                better=one_good.rows[0].completion_ids,
-                worse=one_bad.rows[0].completion_ids,
+                better=one_good.rows[0],
+                worse=one_bad.rows[0],
                 units=(one_good, one_bad),
             )
+
+
+def last_turn(row: Row) -> tuple[int, ...]:
+    """Return the tokens of the last turn of an answer, which a reward is shown as its text."""
+    return row.completion_ids[row.observed[-1].end if row.observed else 0 :]
 
 
 def discordant(scores: Sequence[float | None], others: Sequence[float | None]) -> bool:
@@ -172,7 +178,11 @@ def _by_reward(
     known = [preference for preference in stated if preference.prompt in prompts]
     decode = session.inputs.encoder.decode
     groups = [
-        _group(prompts[p.prompt], p.prompt_ids, [(ids, decode(ids)) for ids in (p.better, p.worse)])
+        _group(
+            prompts[p.prompt],
+            p.prompt_ids,
+            [(row.completion_ids, decode(last_turn(row))) for row in (p.better, p.worse)],
+        )
         for p in known
     ]
     for preference, (better, worse) in zip(known, _scores(rewarded, groups, session), strict=True):
@@ -251,12 +261,17 @@ def _by_snapshot(
     for each, title in ((_parent(other.name, session), "parent"), (snapshot, other.name)):
         session.hold(each, title)
         requests = [
-            ScoreRequest(prompt_ids=p.prompt_ids, completion_ids=ids)
+            ScoreRequest(prompt_ids=p.prompt_ids, completion_ids=row.completion_ids)
             for p in known
-            for ids in (p.better, p.worse)
+            for row in (p.better, p.worse)
         ]
+        rows = [row for p in known for row in (p.better, p.worse)]
         with phase("start-up"):
-            sums = [math.fsum(logprobs) for logprobs in session.engine.score(requests)]
+            logprobs = session.engine.score(requests)
+        sums = [
+            math.fsum(logprobs_T[position] for position in row.sampled_positions)
+            for row, logprobs_T in zip(rows, logprobs, strict=True)
+        ]
         margins.append(
             [better - worse for better, worse in zip(sums[::2], sums[1::2], strict=True)]
         )

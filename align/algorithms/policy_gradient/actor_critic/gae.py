@@ -6,9 +6,10 @@
 
 Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16. ``lam`` 0 is the one-step error, which trusts the
 critic; ``lam`` 1 is the return minus the value, which trusts the sample. ``V_t`` is the critic's value
-before token ``t`` is chosen, so a completion ends in a state of value 0, whether truncated or not.
+before token ``t`` is chosen, so a completion ends in a state of value 0, whether truncated or not. In an
+episode the token after a turn's last one is the first of the next turn: observations are no actions.
 
-Legend: ``_T`` tokens of one completion, ``_BT`` those of several, each of its own length.
+Legend: ``_T`` sampled tokens of one completion, ``_BT`` those of several, each of its own length.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from operator import add
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,7 +31,8 @@ from align.algorithms.policy_gradient.actor_critic.gae import (
     whiten,
 )
 from align.algorithms.policy_gradient.clipping import clipped_surrogate
-from align.algorithms.rows import Row, Totals
+from align.algorithms.policy_gradient.turns import with_turn_rewards
+from align.algorithms.rows import Batch, Row, Totals
 from align.settings import Settings
 from rollouts.types import ScoredGroup
 
@@ -98,6 +100,7 @@ class PPO(PolicyGradient):
     """Model that the values come from."""
 
     needs = frozenset[Need]({"start", "values"})
+    credits_turns: ClassVar[bool] = True
 
     @property
     def critic_config(self) -> CriticConfig:
@@ -117,13 +120,19 @@ class PPO(PolicyGradient):
             for scored in groups
         ]
 
+    def rows(self, groups: Sequence[ScoredGroup]) -> Batch:
+        batch = super().rows(groups)
+        return with_turn_rewards(batch, groups) if self._by_turn else batch
+
     def complete(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Give every token of the scored rows an advantage and a return."""
         scored: list[Row] = []
         for row in rows:
             if row.advantage is not None:
                 assert row.values_T is not None
-                rewards_T = terminal_rewards(row.advantage, len(row.completion_ids))
+                rewards_T = terminal_rewards(row.advantage, row.num_sampled)
+                if row.rewards_T is not None:
+                    rewards_T = tuple(map(add, rewards_T, row.rewards_T))
                 estimates = gae(rewards_T, row.values_T, gamma=self.gamma, lam=self.lam)
                 scored.append(replace(row, advantages_T=estimates[0], returns_T=estimates[1]))
         if self.whiten:

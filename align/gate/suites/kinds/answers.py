@@ -12,7 +12,7 @@ from align.config.data import PromptsConfig
 from align.config.gate import SuiteConfig, SuiteDemands
 from align.config.rewards import RewardConfig
 from align.gate.measurement.results import ItemResults
-from align.gate.measurement.samples import merged
+from align.gate.measurement.samples import episode_figures, merged
 from align.gate.suites.demands import metric_range
 from align.gate.suites.kinds.prompts import PromptSuite, eval_split, is_demo, read_items
 from align.gate.suites.rotation import Rotation, check_pool, prompts_wanted, rotation_of
@@ -38,6 +38,7 @@ class AnswerSuite(PromptSuite):
     scale: ClassVar[ScoreScale] = ScoreScale(of_metric=True)
     answers: ClassVar[bool] = True
     by_words: ClassVar[bool] = True
+    has_figures: ClassVar[bool] = True
 
     metric: tuple[RewardConfig, ...] = ()
     rubric: Rubric | None = field(default=None, repr=False, compare=False)
@@ -171,8 +172,9 @@ class AnswerSuite(PromptSuite):
                 cause="the metric has a fault, or the suite's range is not the metric's",
                 remedy="correct the metric, or state the range of its values in the suite",
             ) from error
-        tokens = sum(len(c.token_ids) for group in groups for c in group.completions_G)
-        return self.results(snapshot, scores, tokens, self.shown)
+        tokens = sum(c.num_sampled for group in groups for c in group.completions_G)
+        results = self.results(snapshot, scores, tokens, self.shown)
+        return replace(results, beside=episode_figures(groups))
 
     def sampled(
         self,

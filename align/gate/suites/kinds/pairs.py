@@ -104,7 +104,8 @@ class PairSuite(SequenceSuite):
         if not all(name in snapshots for name, _ in self.anchors):
             return None
         weights = tuple((snapshots[name], share) for name, share in self.anchors)
-        content = [self.sequences, self.encoding, dict(self.engine)]
+        content: list[Any] = [self.sequences, self.encoding, dict(self.engine)]
+        content += [self.observed] if self.observed else []
         files = tuple(reference_file(known.store, content, snapshot) for snapshot, _ in weights)
         return replace(self, reference=Reference(weights=weights, files=files))
 

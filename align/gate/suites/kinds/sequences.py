@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from align.gate.overlap import Item
-from align.gate.suites.sequences import Sequences, TokenPair, example_sequences
+from align.gate.suites.sequences import Sequences, Spans, TokenPair, example_sequences
 from align.gate.suites.suite import Suite
 from rollouts.engines.protocol import RolloutEngine, ScoreRequest
 from rollouts.errors import UserError
+from rollouts.types import sampled_positions
 
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
@@ -32,6 +33,8 @@ class SequenceSuite(Suite, ABC):
     """File and line of every item; empty if they are not known."""
     sequence_clusters: tuple[str, ...] = field(default=(), compare=False)
     """Document or prompt of every item; empty: every item counts by itself."""
+    observed: tuple[Spans, ...] = ()
+    """Completion tokens of every sequence that no policy writes; empty: it writes all of them."""
 
     @classmethod
     def of_examples(cls, spec: RoundConfig, index: int, examples: Sequence[Unit]) -> Self:
@@ -77,12 +80,24 @@ class SequenceSuite(Suite, ABC):
 
     @property
     def lengths(self) -> list[int]:
-        """Number of completion tokens of every sequence."""
-        return [len(completion_ids) for _, completion_ids in self.sequences]
+        """Number of completion tokens of every sequence that count."""
+        return [len(positions) for positions in self._positions]
+
+    @property
+    def _positions(self) -> list[list[int]]:
+        """Positions in the completion of the tokens that count, for every sequence."""
+        observed = self.observed or [()] * len(self.sequences)
+        return [
+            sampled_positions(len(completion_ids), spans)
+            for (_, completion_ids), spans in zip(self.sequences, observed, strict=True)
+        ]
 
     def content(self) -> Mapping[str, Any]:
         """Return the sequences."""
-        return {"sequences": self.sequences}
+        return {
+            "sequences": self.sequences,
+            **({"observed": self.observed} if self.observed else {}),
+        }
 
     def texts(self, encoder: PromptEncoder) -> list[Item]:
         """Return the sequences of every item as texts."""
@@ -100,10 +115,12 @@ class SequenceSuite(Suite, ABC):
         def at(column: Sequence[str]) -> tuple[str, ...]:
             return tuple(column[i] for i in places) if column else ()
 
+        def sequences_at(column: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(each for i in places for each in column[i * size : (i + 1) * size])
+
         return {
-            "sequences": tuple(
-                s for i in places for s in self.sequences[i * size : (i + 1) * size]
-            ),
+            "sequences": sequences_at(self.sequences),
+            "observed": sequences_at(self.observed),
             "sequence_ids": at(self.sequence_ids),
             "sequence_places": at(self.sequence_places),
             "sequence_clusters": at(self.sequence_clusters),
@@ -133,4 +150,7 @@ class SequenceSuite(Suite, ABC):
     def logprobs(self, engine: RolloutEngine) -> list[float]:
         """Return the log-likelihood of every completion under the engine's weights, in nats."""
         requests = [ScoreRequest(prompt_ids=p, completion_ids=c) for p, c in self.sequences]
-        return [math.fsum(logprobs) for logprobs in engine.score(requests)]
+        return [
+            math.fsum(logprobs[position] for position in positions)
+            for logprobs, positions in zip(engine.score(requests), self._positions, strict=True)
+        ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from align.algorithms.rows import row_of
 from align.campaign import run_campaign
+from align.report.html.items import said_of
+from align.report.html.limits import Limits
 from align.report.printable import printable
 from align.round.rollout_table import (
     find_table,
@@ -21,6 +24,7 @@ from align.round.rollout_table import (
     records_of,
     save_records,
 )
+from align.store.paths import StorePaths
 from align.store.run_folder import RunFolder
 from launch import cli
 from rewards.base import RewardPart
@@ -28,6 +32,7 @@ from rewards.rubric import Rubric
 from rollouts.errors import RunError, UserError
 from rollouts.types import Completion, Prompt, RolloutGroup, ScoredGroup, WeightSpan
 from tests.unit.campaigns import Starter, Watcher, campaign, raw_campaign, rounds
+from tests.unit.episodes import episode
 
 Keel = Callable[..., tuple[int, str, str]]
 
@@ -287,3 +292,79 @@ def test_prompts_are_forgotten_and_the_rest_stays_as_it_was(tmp_path: Path) -> N
     assert load_records(mixed) == alone == load_records(theirs)
     assert not hers.exists()
     assert forget_prompts(tmp_path, set()) == {}
+
+
+# episodes
+
+CALL = {"function": {"name": "add", "arguments": {"a": 1, "b": "<2>"}}}
+ACTED = episode(
+    (4, 5), (9, 9, 9), (6,),
+    messages=(
+        {"role": "assistant", "content": "I add.", "tool_calls": [CALL]},
+        {"role": "tool", "name": "add", "content": "3\x1b[2J"},
+        {"role": "assistant", "content": "It is <b>3</b>."},
+    ),
+    calls=2, failed_calls=1, reward=1.0, turn_rewards=(0.5, None), state={"count": 3},
+    environment="calculator",
+)  # fmt: skip
+
+
+def test_a_record_of_an_episode_holds_its_turns(tmp_path: Path) -> None:
+    group = scored(ACTED, said("a b", 1))[0]
+    row = row_of(group.group, ACTED, 0.25)
+    rows = [replace(row, advantages_T=(0.75, 0.75, 0.25))]
+    save_records(tmp_path / "a.parquet", records_of([group], rows))
+    record, plain = load_records(tmp_path / "a.parquet")
+    assert (record["tokens"], record["turns"], record["calls"], record["failed_calls"]) == (
+        3,
+        2,
+        2,
+        1,
+    )
+    assert plain["episode"] is None and plain["turns"] is None
+    stored = json.loads(record["episode"])
+    assert stored["turn_advantages"] == [0.75, 0.25]
+    assert stored["messages"] == [dict(message) for message in ACTED.episode.messages]
+    assert (stored["reward"], stored["state"], stored["end"]) == (1.0, {"count": 3}, "answer")
+    assert ordered([record, plain], "turns")[0] == record
+
+
+def test_show_prints_an_episode_turn_by_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = campaign(tmp_path, rounds=rounds({}))
+    (tmp_path / "campaign.yaml").write_text(json.dumps(raw_campaign(tmp_path, rounds=rounds({}))))
+    table = config.folder / "rounds/00-round0/attempt-1/rollouts/step-0000.parquet"
+    save_records(table, records_of(scored(ACTED, said("a b", 1))))
+    file = str(tmp_path / "campaign.yaml")
+    monkeypatch.setattr("sys.argv", ["keel", "rollouts", "show", file, "round0"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    out = capsys.readouterr().out
+    assert (
+        """group 0, sample 0: reward 8, 2 turns, 2 calls, 1 failed
+  turn 1 (reward 0.5)
+    I add.
+    calls add(a=1, b="<2>")
+    add returned: 3\\x1b[2J
+  turn 2
+    It is <b>3</b>.
+  ended by answer, reward of the environment 1, environment calculator
+  state {"count": 3}
+"""
+        in out
+    )
+    assert "\x1b[2J" not in out
+
+
+def test_the_page_shows_an_episode_as_text(tmp_path: Path) -> None:
+    attempt = StorePaths(tmp_path).round(0, "round0").attempt(1)
+    group = replace(
+        scored(ACTED)[0],
+        group=replace(scored(ACTED)[0].group, prompt=Prompt(id="p", text="Why?", source="new")),
+    )
+    save_records(attempt.table(0), records_of([group]))
+    (step,) = said_of(StorePaths(tmp_path).round(0, "round0"), Limits.of(1))
+    answer = step.said[0].completion or ""
+    assert "calls add(a=1" in answer and "add returned: 3\\x1b[2J" in answer
+    assert "It is <b>3</b>." in answer  # The page escapes it as any other answer.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from align.config.data import ExamplesConfig
 from align.data.examples.load import load_examples
+from rewards.library.reward_model import RewardScorer
 from rollouts.chat.messages import BadMessages, tools_of, turns_of
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder, content_id
@@ -117,3 +121,104 @@ def test_a_demonstration_of_a_call_is_learnt_with_its_tools(tmp_path: Any) -> No
     with pytest.raises(UserError, match="it leaves out the functions"):
         deaf = encoder(TURNS.replace("CALLS", CALLS).replace("SHOWN", "true"))
         load_examples(config, "demonstrations", deaf, 40, "r")
+
+
+SECOND = {"type": "function", "function": {"name": "ask", "arguments": {"city": "fine"}}}
+EPISODE = [
+    *RETURNED,
+    {"role": "assistant", "content": None, "tool_calls": [SECOND]},
+    {"role": "tool", "content": "sunny"},
+    {"role": "assistant", "content": "fine"},
+]
+"""A question, two calls with their results, and an answer."""
+OWN = ["<call> weather Paris <eos>", "<call> ask fine <eos>", "fine <eos>"]
+"""What the assistant writes in its three turns."""
+AROUND = "<tool> sunny <assistant>"
+"""A result, between the end of a turn and the beginning of the next."""
+
+
+def pieces(row: Any) -> tuple[list[str], list[str]]:
+    """Sampled and observed runs of a row's completion, as words."""
+    edges = [0, *(place for span in row.observed for place in span), len(row.completion_ids)]
+    runs = [shown(row.completion_ids[a:b]) for a, b in pairwise(edges)]
+    return runs[::2], runs[1::2]
+
+
+def learnt(tmp_path: Path, material: str, record: dict[str, Any], **fields: Any) -> Any:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**record, "tools": [WEATHER]}) + "\n")
+    config = ExamplesConfig(source=str(path), max_dropped=0.0, **fields)
+    made = load_examples(config, material, encoder(), 64, "tools")  # type: ignore[arg-type]
+    return made.units[0].rows
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": EPISODE},
+        {"prompt": EPISODE[:1], "completion": EPISODE[1:]},
+        # What the environment said last belongs to no turn of the assistant's.
+        {"prompt": EPISODE[:1], "completion": [*EPISODE[1:], {"role": "tool", "content": "sunny"}]},
+    ],
+    ids=["messages", "completion", "cut"],
+)
+def test_a_recorded_episode_teaches_the_assistants_tokens_alone(
+    tmp_path: Path, record: dict[str, Any]
+) -> None:
+    (row,) = learnt(tmp_path, "demonstrations", record)
+    assert shown(row.prompt_ids).endswith("<user> ask <assistant>")
+    own, observed = pieces(row)
+    assert own == OWN
+    assert observed == [AROUND, AROUND]
+    assert row.num_sampled == sum(len(text.split()) for text in OWN)
+
+
+def test_both_sides_of_a_pair_may_be_episodes(tmp_path: Path) -> None:
+    other = [*EPISODE[:3], {"role": "assistant", "content": "sunny"}]
+    other[1] = EPISODE[3]
+    chosen, rejected = learnt(tmp_path, "pairs", {"chosen": EPISODE, "rejected": other})
+    assert pieces(chosen) == (OWN, [AROUND, AROUND])
+    assert pieces(rejected) == ([OWN[1], "sunny <eos>"], [AROUND])
+
+
+def test_all_turns_of_a_conversation_are_learnt_where_it_is_asked_for(tmp_path: Path) -> None:
+    talk = [*EPISODE, {"role": "user", "content": "ask"}, {"role": "assistant", "content": "Paris"}]
+    (row,) = learnt(tmp_path, "demonstrations", {"messages": talk})
+    assert (pieces(row), shown(row.completion_ids)) == ((["Paris <eos>"], []), "Paris <eos>")
+    (row,) = learnt(tmp_path, "demonstrations", {"messages": talk}, turns="all")
+    assert pieces(row) == ([*OWN, "Paris <eos>"], [AROUND, AROUND, "<user> ask <assistant>"])
+
+
+def test_an_episode_that_is_cut_ends_with_the_assistant(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": EPISODE, "tools": [WEATHER]}) + "\n")
+    config = ExamplesConfig(source=str(path), cut=True)
+    # Five tokens of the prompt, four of the first turn, and two of the result behind it.
+    made = load_examples(config, "demonstrations", encoder(), 11, "tools")
+    (row,) = made.units[0].rows
+    assert (shown(row.completion_ids), row.observed) == (OWN[0], ())
+
+
+def test_a_template_that_rewrites_earlier_turns_is_told(tmp_path: Path) -> None:
+    """The end of a turn is written no more once many turns follow."""
+    end = "{% if m.role == 'assistant' %}<eos> {% endif %}"
+    once = (
+        "{% if m.role == 'assistant' and (loop.last or messages | length < 5) %}<eos> {% endif %}"
+    )
+    forgetful = encoder(WHOLE.replace(end, once))
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": EPISODE, "tools": [WEATHER]}) + "\n")
+    config = ExamplesConfig(source=str(path), max_dropped=0.0)
+    with pytest.raises(UserError, match="changes earlier turns once later ones follow"):
+        load_examples(config, "demonstrations", forgetful, 64, "tools")
+
+
+def test_a_reward_model_reads_all_turns_of_an_episode() -> None:
+    scorer: Any = SimpleNamespace(_encoder=encoder())
+    asked, answered = turns_of(ASKED, "prompt"), turns_of(EPISODE[1:], "completion")
+    ids = RewardScorer.encode(scorer, asked, answered)
+    runs = f"{OWN[0]} {AROUND} {OWN[1]} {AROUND} {OWN[2]}"
+    assert shown(ids) == f"<user> ask <assistant> {runs}"
+    assert shown(RewardScorer.encode(scorer, asked, answered[-1:])).endswith(
+        "ask <assistant> fine <eos>"
+    )

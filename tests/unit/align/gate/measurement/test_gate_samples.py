@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from align.gate.measurement.samples import checked, merged
+from align.gate.measurement.samples import checked, episode_figures, merged
 from rollouts.types import Completion, FinishReason, Prompt, RolloutGroup, Score, ScoredGroup
+from tests.unit.episodes import episode, scored
 
 
 def group(*answers: tuple[float | None, FinishReason], id: str = "p") -> ScoredGroup:
@@ -60,3 +61,19 @@ def test_a_value_outside_the_range_names_the_item() -> None:
 def test_what_cannot_be_averaged_is_a_failure(value: float) -> None:
     found = checked(Score(value=value, status="scored"), (0.0, 1.0))
     assert (found.value, found.status) == (None, "failed")
+
+
+def test_figures_of_episodes_stand_beside_the_mean() -> None:
+    """Rewards 1, .5 and none: of the two that are rewarded one succeeded."""
+    groups = [
+        scored(
+            episode((4,), (9,), (5,), calls=1, reward=1.0),
+            episode((4,), reward=0.5),
+            episode((4,), (9,), (5,), (9,), (6,), calls=5, failed_calls=3),
+            values=(1.0, 0.5, 0.0),
+        ).group
+    ]
+    assert episode_figures(groups) == {
+        "success": 0.5, "turns": 2.0, "calls": 2.0, "failed calls": 1.0,
+    }  # fmt: skip
+    assert episode_figures([group((1.0, "stop")).group]) == {}
