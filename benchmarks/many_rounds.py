@@ -1,9 +1,10 @@
 """Claim: sixteen rounds keep what each of them taught, at the replay share of four.
 
-The ops of the world are generated: each moves the five digits by a permutation of its own. A base model that knows all of them latently is trained from a seed and
-kept in a folder. A round teaches one op, with 128 completions a step, replayed ones among them; the campaign
-runs through `align.campaign.run_campaign` with an engine in this process. Each run is a line of the results
-file, and a run that was stopped goes on in the round it was in.
+The ops of the world are generated: each moves the five digits by a permutation of its own. A base model
+that knows all of them latently is trained from a seed and kept in a folder. A round teaches one op, with
+128 completions a step, replayed ones among them; the campaign runs through `align.campaign.run_campaign`
+with an engine in this process. Each run is a line of the results file, and a run that was stopped goes on
+in the round it was in.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from align.data.demo.world import Digits
 
 RIGHT, COPIED = 0.36, 0.28
-"""Shares of the base's lessons that answer an op rightly, and with its own digits; others answer another."""
+"""Shares of an op's lessons with the right answer, and with its own digits; the rest has another op's."""
 OP_LESSONS = 0.75
 """Share of lessons of an op; the others teach the general skills, which no round trains."""
 ROWS: dict[str, Mapping[str, Any]] = {
