@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,3 +166,22 @@ def append_result(path: Path, record: Mapping[str, Any]) -> None:
 def several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """Return a parser of lists such as ``1,2``."""
     return lambda text: [kind(part) for part in text.split(",")]
+
+
+def several_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """Return a parser of lists of known names, which may have commas themselves.
+
+    >>> several_of(["ewc", "o_lora, reserved,10"])("ewc,o_lora, reserved,10,none")
+    ['ewc', 'o_lora, reserved,10', 'none']
+    """
+
+    def parse(text: str) -> list[str]:
+        parts, names = text.split(","), []
+        while parts:
+            joined = [",".join(parts[:count]) for count in range(len(parts), 0, -1)]
+            name = next((name for name in joined if name in known), parts[0])
+            names.append(name)
+            parts = parts[name.count(",") + 1 :]
+        return names
+
+    return parse

@@ -30,6 +30,7 @@ from benchmarks.campaigns import (
     load_results,
     lost_share,
     several,
+    several_of,
     world_config,
     world_suite,
 )
@@ -296,7 +297,7 @@ def peak_mib() -> float | None:
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the options of a command line; None: this process's."""
     options = parser("Every method of retention on the tiny world, at equal rollouts.")
-    options.add_argument("--rows", type=several(str), default=list(ROWS))
+    options.add_argument("--rows", type=several_of(ROWS), default=list(ROWS))
     options.add_argument("--seeds", type=several(int), default=[0, 1, 2])
     options.add_argument("--lrs", type=several(float), default=[1e-4, 3e-4])
     options.add_argument("--orders", type=several(str), default=list(ORDERS))

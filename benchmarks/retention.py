@@ -28,6 +28,7 @@ from benchmarks.campaigns import (
     load_results,
     lost_share,
     several,
+    several_of,
     world_config,
     world_suite,
 )
@@ -270,7 +271,7 @@ def _wanted(args: argparse.Namespace) -> Iterator[Run]:
 
 def _arguments() -> argparse.Namespace:
     options = parser("Naive GRPO and Keel's defaults over a sequence of rounds.")
-    options.add_argument("--rows", type=several(str), default=list(ROWS))
+    options.add_argument("--rows", type=several_of(ROWS), default=list(ROWS))
     options.add_argument("--seeds", type=several(int), default=[0, 1])
     options.add_argument("--lrs", type=several(float), default=[1e-4, 3e-4])
     options.add_argument("--orders", type=several(str), default=list(ORDERS))

@@ -64,7 +64,13 @@ def served_bank(folder: Path, where: str) -> ServedBank:
 
 
 def write_modules(bank: ServedBank, pinned: str, folder: Path) -> dict[str, Path]:
-    """Write every increment as an adapter of its own; return the folders by their names in vLLM."""
+    """Write every increment as an adapter of its own, and one of zeros that answers for the base.
+
+    In a batch in which some requests have a LoRA, vLLM's CPU kernels give the others that of the last slot.
+
+    Returns:
+        Folders by their names in vLLM; none for a bank without adapters.
+    """
     modules: dict[str, Path] = {}
     for adapter in read_bank(bank.folder).adapters:
         count = adapter.keys_GPC.shape[1]
@@ -72,6 +78,10 @@ def write_modules(bank: ServedBank, pinned: str, folder: Path) -> dict[str, Path
             target = folder / adapter.name / str(number)
             write_increment(adapter.folder, number, count, target)
             modules[module_name(pinned, adapter.name, number)] = target
+        if zeros_name(pinned) not in modules:
+            zeros = folder / "zeros"
+            write_increment(adapter.folder, None, count, zeros)
+            modules[zeros_name(pinned)] = zeros
     return modules
 
 
@@ -87,6 +97,11 @@ def module_name(pinned: str, adapter: str, number: int) -> str:
 def base_name(pinned: str) -> str:
     """Return the base's name in vLLM, which clients do not need."""
     return f"base-of-{pinned}"
+
+
+def zeros_name(pinned: str) -> str:
+    """Return the name in vLLM of the increment of zeros."""
+    return f"{base_name(pinned)}.zeros"
 
 
 class BankChooser:
@@ -129,6 +144,8 @@ class BankChooser:
         for pair in keys:
             router = Router(queries, [pair], top_k=1)
             self._routers |= {f"{prefix}/{pair[0]}": router for prefix in (name, pinned)}
+        # A bank without adapters has no increment of zeros, and no batch in which one would be needed.
+        self._base = zeros_name(pinned) if keys else base_name(pinned)
         self._lock = Lock()
 
     def choose(self, body: bytes) -> bytes:
@@ -144,6 +161,8 @@ class BankChooser:
         except (ValueError, RecursionError):
             return body
         requested = request.get("model") if isinstance(request, dict) else None
+        if requested == base_name(self._pinned):
+            return json.dumps({**request, "model": self._base}).encode()
         if not isinstance(requested, str) or requested not in self._routers:
             return body
         prompt = self._tokens(request)
@@ -151,7 +170,7 @@ class BankChooser:
             return body
         with self._lock:  # One model encodes for all requests.
             (mix,) = self._routers[requested].mixes([prompt])
-        model = base_name(self._pinned)
+        model = self._base
         if mix:
             model = module_name(self._pinned, mix[0].adapter, mix[0].number)
         return json.dumps({**request, "model": model}).encode()

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,12 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def judge(folder: Path, candidate: str, *words: str) -> tuple[int, dict[str, object], str]:
+def judge(
+    folder: Path, candidate: str, *words: str, against: str = "demo://digits"
+) -> tuple[int, dict[str, Any], str]:
     """Run the command; exit code, what it printed as JSON, and its messages."""
     words = (
         candidate,
         "--against",
-        "demo://digits",
+        against,
         "--suites",
         str(folder / "suites.yaml"),
         *words,
@@ -56,24 +59,36 @@ def judge(folder: Path, candidate: str, *words: str) -> tuple[int, dict[str, obj
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 
-def test_a_damaged_model_is_rejected_by_real_engines(folder: Path) -> None:
-    damaged = changed_model(folder / "damaged", torch.zeros_like)
-    code, said, error = judge(folder, str(damaged))
+@pytest.fixture(scope="module")
+def damaged(folder: Path) -> tuple[int, dict[str, Any], str]:
+    """A damaged model, judged against the demo's."""
+    return judge(folder, str(changed_model(folder / "damaged", torch.zeros_like)))
+
+
+def test_a_damaged_model_is_rejected_by_real_engines(
+    damaged: tuple[int, dict[str, Any], str],
+) -> None:
+    code, said, error = damaged
     assert (code, said.get("outcome")) == (1, "rejected"), error
 
 
-@pytest.mark.parametrize("write", [int8_model, int4_model], ids=["W8A8", "W4A16"])
-def test_a_quantised_copy_is_measured_by_engines_as_it_is(
-    tmp_path: Path, write: Callable[[Path], Path]
+def test_quantised_copies_are_measured_by_engines_as_they_are(
+    folder: Path, damaged: tuple[int, dict[str, Any], str]
 ) -> None:
-    engines = {"max_num_seqs": 64, "kv_cache_mb": 64}
-    suites = str(write_suites(tmp_path, 100, rollouts=engines))
-    copy = str(write(tmp_path / "copy"))
-    code, said, error = judge(tmp_path, copy, "--against", "demo://digits", "--suites", suites)
-    assert code in (0, 3), error
-    assert "quantised (compressed-tensors), in bfloat16" in error
-    (suite,) = said["suites"]  # type: ignore[misc]
-    assert suite["candidate"] == pytest.approx(suite["incumbent"], abs=0.05)
+    """W8A8 and W4A16, each compared with the demo's model in full precision."""
+    int8, int4 = str(int8_model(folder / "int8")), str(int4_model(folder / "int4"))
+    code, said, error = judge(folder, int8, against=int4)
+    assert code in (0, 1, 3), error
+    assert error.count("quantised (compressed-tensors), in bfloat16") == 2
+    general, plain = general_of(said), general_of(damaged[1])["incumbent"]
+    assert plain > 0.5
+    assert general["candidate"] == pytest.approx(plain, abs=0.05)
+    assert general["incumbent"] == pytest.approx(plain, abs=0.05)
+
+
+def general_of(judgement: dict[str, Any]) -> dict[str, float]:
+    (suite,) = [suite for suite in judgement["suites"] if suite["name"] == "general"]
+    return dict(suite)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +124,5 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_a_served_copy_is_measured_as_the_folder_is(folder: Path, endpoint: str) -> None:
     code, said, error = judge(folder, f"{endpoint}#tiny", "--tokenizer", "demo://digits")
     assert code in (0, 3), error
-    suites_said = said["suites"]
-    assert isinstance(suites_said, list)
-    for suite in suites_said:
+    for suite in said["suites"]:
         assert suite["candidate"] == pytest.approx(suite["incumbent"], abs=0.02), suite

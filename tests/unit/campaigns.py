@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 from align.config.campaign import CampaignConfig
@@ -72,6 +75,32 @@ class Watcher:
 
     def on_verdict(self, plan: RoundPlan, outcome: RoundOutcome) -> None:
         self.verdicts[plan.spec.name] = outcome
+
+
+class Copying(Watcher):
+    """An observer that copies the store after some steps, as a process killed there would leave it.
+
+    Args:
+        folder: copies lie in it, by round and step: see `copy_after`.
+    """
+
+    def __init__(self, store: Path, folder: Path, *steps: tuple[str, int]) -> None:
+        super().__init__()
+        self._store, self._folder, self._steps = store, folder, steps
+
+    def copy_after(self, round: str, step: int) -> Path:
+        """Folder of a copy, in which the store is ``store``."""
+        return self._folder / f"{round}-{step}"
+
+    def on_step(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
+        super().on_step(plan, step, metrics)
+        if (plan.spec.name, step) not in self._steps:
+            return
+        copy = self.copy_after(plan.spec.name, step) / "store"
+        copytree(self._store, copy)
+        with closing(sqlite3.connect(copy / "ledger.db")) as ledger, ledger:
+            # The process that holds the lease is this one, and lives.
+            ledger.execute("UPDATE claims SET process_started = 0")
 
 
 class Starter:

@@ -6,7 +6,7 @@ follow from the request's seed and the weights alone. On request it lies, as a b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,20 @@ class HFEngine:
         """Load full weights and take their version."""
         assert update.tensors is not None, "this engine takes full weights"
         if self.deaf_from is None or len(self.versions) < self.deaf_from:
-            # As vLLM does, it takes the names and shapes of a model's files, and all of them.
-            state = convert_weights(
-                self._model, read_stored(update.tensors).items(), update.version
-            )
-            self._model.load_state_dict(state)
+            self._load(read_stored(update.tensors), update.version)
         self.versions.append(update.version)
         return SyncReport(version=update.version, seconds=0.0, num_engines=1)
+
+    def _load(self, tensors: Mapping[str, Tensor], version: str) -> None:
+        """Load the tensors of a model's files, as vLLM does: by their names and shapes, and all of them."""
+        own = self._model.state_dict()
+        given = {own[name].data_ptr() for name in tensors if name in own}
+        absent = own.keys() - tensors.keys()
+        if tensors.keys() <= own.keys() and all(own[name].data_ptr() in given for name in absent):
+            # Files and memory have the same names, and what is absent is tied to what is there.
+            self._model.load_state_dict(tensors, strict=False)
+        else:
+            self._model.load_state_dict(convert_weights(self._model, tensors.items(), version))
 
     def close(self) -> None:
         """Remember that it was closed."""

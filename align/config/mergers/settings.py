@@ -32,8 +32,16 @@ class MergeConfig(Settings):
 
     reads_base: ClassVar[bool] = False
     """True if the base's weights are merged too."""
-    fits: ClassVar[bool] = False
-    """True if the merge is fitted to answers of the trained policy before it is made."""
+
+    @property
+    def fitted_answers(self) -> int:
+        """Number of answers of the trained policy that the merge is fitted to; 0 if it is not fitted."""
+        return 0
+
+    @property
+    def block_shares(self) -> tuple[float, ...]:
+        """Stated share of each block of layers; empty if there are none, or they are fitted."""
+        return ()
 
     @property
     def points(self) -> tuple[float | None, ...]:
@@ -202,7 +210,13 @@ class HMAMergeConfig(_TowardConfig):
     steps: Annotated[int, Field(ge=1)] = 10
     """Steps of the fit, each a pass over all answers."""
 
-    fits: ClassVar[bool] = True
+    @property
+    def fitted_answers(self) -> int:
+        return self.samples if self.shares is None else 0
+
+    @property
+    def block_shares(self) -> tuple[float, ...]:
+        return self.shares or ()
 
     @property
     def points(self) -> tuple[float]:

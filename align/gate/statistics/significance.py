@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -336,10 +337,17 @@ def joint_power(
     ]
     if len(each) < 2 or min(psis) == 0 or min(each) == 0.0:
         return min(each, default=1.0)
-    rooms = [
-        math.sqrt(2.0) * _room(n, v, margin, alpha, loss, pass_fail=pass_fail, reach=reach)
-        for v, margin in pairs
-    ]
+    return _joint_chance(
+        tuple(
+            math.sqrt(2.0) * _room(n, v, margin, alpha, loss, pass_fail=pass_fail, reach=reach)
+            for v, margin in pairs
+        )
+    )
+
+
+@lru_cache(maxsize=4096)
+def _joint_chance(rooms: tuple[float, ...]) -> float:
+    """Return the integral of `joint_power`, by Simpson's rule; a search asks for the same ones again."""
     step = 16.0 / _QUADRATURE
 
     def density(index: int) -> float:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 from align.config.campaign import CampaignConfig, RoundConfig
-from align.config.mergers.settings import HMAMergeConfig
 from align.data.examples.contradictions import contradiction_lines
 from align.data.replay.contributions import contributors, keeping_prompts, replay_lines
 from align.gate.evidence import view_of_due
@@ -264,8 +263,7 @@ def _coming(
     runs, points = (1, 1) if merge is None else (merge.num_runs, len(merge.points))
     completions = round((steps + (runs - 1) * spec.steps) * sampled)
     completions += 0 if from_step else answered(spec, earlier, inputs)
-    if isinstance(merge, HMAMergeConfig) and merge.shares is None:
-        completions += merge.samples
+    completions += 0 if merge is None else merge.fitted_answers
     answers = [suite.num_answers for suite in inputs.policy_suites if suite.role != "sealed"]
     return RoundForecast(
         name=spec.name,

@@ -15,3 +15,8 @@ MERGERS: dict[str, str] = {
     "lifealign": "align.retention.mergers.lifealign:lifealign",
 }
 """Function of each merger by the name that `align.config.mergers.MERGERS` gives its settings."""
+
+FITS: dict[str, str] = {
+    "hma": "align.retention.mergers.hma:BlockFit",
+}
+"""Fit of the shares of each merger that learns them from answers of the trained policy."""

@@ -14,11 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from align.retention.mergers import MERGERS
+from align.retention.mergers import FITS, MERGERS
+
+if TYPE_CHECKING:
+    from align.algorithms.rows import Row
+    from align.learner.references import PolicyTask
+    from align.retention.mergers.merge import Merge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +73,22 @@ MergeTensor = Callable[[WeightStack, Any], Tensor]
 
 def merger(name: str) -> MergeTensor:
     """Return the function of a registered merger."""
-    module, _, attribute = MERGERS[name].partition(":")
-    function: MergeTensor = getattr(import_module(module), attribute)
+    function: MergeTensor = _registered(MERGERS[name])
     return function
+
+
+def fit_of(merge: Merge, rows: Sequence[Row]) -> PolicyTask:
+    """Return the fit of a merge, whose result is the share of each block.
+
+    Args:
+        rows: answers of the trained policy.
+    """
+    fit: PolicyTask = _registered(FITS[merge.config.name])(
+        merge=merge, config=merge.config, rows=rows
+    )
+    return fit
+
+
+def _registered(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)

@@ -150,16 +150,13 @@ def past_of(plan: RoundPlan, session: Session) -> tuple[SnapshotId, ...]:
 
 def fitted(merge: Merge, plan: RoundPlan, session: Session) -> Merge:
     """Fit what the merger learns from the answers of the trained policy, which the engines hold."""
-    from align.config.mergers.settings import HMAMergeConfig
-    from align.retention.mergers.hma import BlockFit
+    from align.retention.mergers.base import fit_of
 
     config = merge.config
-    if not isinstance(config, HMAMergeConfig):
-        return merge
-    if config.shares is not None:
-        return replace(merge, block_shares=config.shares)
-    rows = drawn_rows(plan, session, merge.runs[0], config.samples, "merge")
-    fit = BlockFit(merge=replace(merge, share=config.share), config=config, rows=rows)
+    if not config.fitted_answers:
+        return replace(merge, block_shares=config.block_shares)
+    rows = drawn_rows(plan, session, merge.runs[0], config.fitted_answers, "merge")
+    fit = fit_of(replace(merge, share=config.points[0]), rows)
     return replace(merge, block_shares=session.learner.compute(fit))
 
 

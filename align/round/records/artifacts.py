@@ -9,6 +9,7 @@ accepted round always has its artifacts. A rejected round leaves none.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from align.data.replay.contributions import rounds_to_come
 from align.errors import ArtifactError, EvidenceError
 from align.gate.evidence import Evidence
 from align.retention.methods import RetentionMethods
+from align.round.records.history import check_history
 from align.round.session import seed_of
 from align.store.ledger.ledger import Ledger
 from align.store.store import store_to_read
@@ -81,16 +83,21 @@ def check_artifacts(
     if parent is None:
         return
     for spec in specs:
-        try:
+        with _refused(f"round {spec.name!r} goes on from what retention kept of an accepted round"):
             earlier_artifacts(spec, parent, evidence, fetch=fetch)
-        except EvidenceError as error:
-            raise ArtifactError(
-                f"round {spec.name!r} goes on from what retention kept of an accepted round, and "
-                f"{error.what}",
-                where=error.where,
-                cause=error.cause,
-                remedy=error.remedy,
-            ) from error
+        with _refused(f"round {spec.name!r} draws by the history of prompts of an accepted round"):
+            check_history(spec, parent, evidence.store, fetch=fetch)
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Raise for a file that is missing or was changed before the round that needs it begins."""
+    try:
+        yield
+    except EvidenceError as error:
+        raise ArtifactError(
+            f"{what}, and {error.what}", where=error.where, cause=error.cause, remedy=error.remedy
+        ) from error
 
 
 def check_stored_artifacts(config: CampaignConfig, ledger: Ledger) -> None:
@@ -106,7 +113,11 @@ def check_stored_artifacts(config: CampaignConfig, ledger: Ledger) -> None:
         KeelError: the store's URL cannot be used; it is only asked once the campaign has begun.
     """
     closed = ledger.closed()
-    coming = [spec for spec in config.rounds if spec.name not in closed and keeping(spec)]
+    coming = [
+        spec
+        for spec in config.rounds
+        if spec.name not in closed and (keeping(spec) or spec.replay.draw.keeps_history)
+    ]
     if coming and ledger.alias("production") is not None:
         evidence = Evidence(store=store_to_read(config, ledger), config=config)
         check_artifacts(coming, evidence, fetch=False)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from align.config.campaign import CampaignConfig, RoundConfig
     from align.round.plan import RoundPlan
     from align.round.session import Session
+    from align.store.store import Store
 
 LOST = (
     "restore the file from a backup, or set replay.draw of the rounds to come to balanced or reservoir, "
@@ -40,10 +41,33 @@ def earlier_history(spec: RoundConfig, parent: SnapshotId, session: Session) -> 
     recent = getattr(spec.replay.draw, "recent", PromptHistory.recent)
     path, files = session.store.paths.prompt_history(parent), session.store.files
     is_read = keeps_history(session.config)
-    if not is_read or files.hash_of(path) is None:
+    if not is_read or files.hash_of(path) is None or not _is_needed(session):
         return PromptHistory(recent=recent, is_read=is_read)
     earlier = PromptHistory.load(session.store.checked(path, remedy=LOST))
     return PromptHistory(start=earlier.start, known=earlier.known, recent=recent)
+
+
+def _is_needed(session: Session) -> bool:
+    """Tell if a round without a verdict draws by the history; others need no file of it."""
+    closed = session.evidence.ledger.closed()
+    rounds = session.config.rounds
+    return any(spec.replay.draw.keeps_history for spec in rounds if spec.name not in closed)
+
+
+def check_history(spec: RoundConfig, parent: SnapshotId, store: Store, *, fetch: bool) -> None:
+    """Check the history that a round would draw by.
+
+    Args:
+        fetch: see `align.round.records.artifacts.earlier_artifacts`.
+
+    Raises:
+        EvidenceError: the file that the parent left is missing, or was changed.
+    """
+    path = store.paths.prompt_history(parent)
+    if not spec.replay.draw.keeps_history or store.files.hash_of(path) is None:
+        return
+    check = store.checked if fetch else store.checked_unfetched
+    check(path, remedy=LOST)
 
 
 @phase("records")

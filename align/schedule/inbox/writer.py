@@ -10,12 +10,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.numbering import Receipt, Submission
+from align.store.database.connections import keeping_log
 
 MAX_QUEUED_ROWS = 20_000
 MAX_QUEUED_CHARS = 64 << 20
@@ -56,8 +58,8 @@ class Writer:
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="feedback writer", daemon=True)
-        # An open connection keeps SQLite's log: the last one to close would fold it into the database.
-        self._keeps_log = inbox.database.engine.connect()
+        self._log = ExitStack()
+        self._log.enter_context(keeping_log(inbox.database.engine))
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -107,7 +109,7 @@ class Writer:
             self._changed.notify()
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
-            self._keeps_log.close()
+            self._log.close()
 
     def _run(self) -> None:
         while group := self._next_group():

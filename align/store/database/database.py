@@ -3,13 +3,12 @@
 Every write is one transaction that begins by taking the writers' lock (SQLite: ``BEGIN IMMEDIATE`` with
 ``synchronous=FULL``; PostgreSQL: see `align.store.database.postgres`): when it returns, it is on the disk,
 and two
-writers are one after the other, never between each other. Connections are not kept, so forked and spawned
-processes may use the same object.
+writers are one after the other, never between each other. One connection is kept for the next transaction
+(`align.store.database.connections`).
 """
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +16,13 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, insert, inspect, select
+from sqlalchemy import Connection, event, insert, inspect, select
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
-from sqlalchemy.pool import NullPool
 
 from align.config.store import cut_path
 from align.errors import RunError, StoreError, UserError
-from align.store.database import postgres
+from align.store.database import connections, postgres
 from align.store.database.postgres import is_postgres
 from align.store.ledger.tables.core import SCHEMA_VERSION, metadata, store_schema
 
@@ -52,6 +50,7 @@ class Database:
             _reach(self.engine)
         else:
             self._use_file(self.engine.url.database)
+        connections.close_with(self, self.engine)
         self._prepare()
 
     @contextmanager
@@ -81,6 +80,8 @@ class Database:
                 remedy="set store to a folder that can be written",
             ) from error
         event.listen(self.engine, "connect", _configure)
+        connections.fold_writes(self.engine)
+        connections.follow_file(self.engine, str(file))
 
         @event.listens_for(self.engine, "begin")
         def begin(connection: Connection) -> None:
@@ -153,9 +154,12 @@ def holds_ledger(url: str) -> bool:
     engine = _engine(url)
     if not is_postgres(engine.url):
         return Path(engine.url.database or "").is_file()
-    _reach(engine)
-    with engine.connect() as connection:
-        return inspect(connection).has_table(store_schema.name)
+    try:
+        _reach(engine)
+        with engine.connect() as connection:
+            return inspect(connection).has_table(store_schema.name)
+    finally:
+        engine.dispose()
 
 
 def _reach(engine: Engine) -> None:
@@ -184,9 +188,9 @@ def _engine(text: str) -> Engine:
         url = postgres.with_driver(make_url(text))
         if is_postgres(url):
             arguments = postgres.connect_arguments(url)
-            return create_engine(url, poolclass=NullPool, connect_args=arguments)
+            return connections.keeping_one(url, connect_args=arguments, pool_pre_ping=True)
         if url.get_backend_name() == "sqlite":
-            return create_engine(url, poolclass=NullPool)
+            return connections.keeping_one(url)
     except ImportError as error:
         raise UserError(
             f"the database's driver is not installed ({error.name})",
@@ -203,13 +207,6 @@ def _engine(text: str) -> Engine:
         where="ledger",
         remedy="use sqlite:///PATH or postgresql://USER@HOST/DATABASE",
     )
-
-
-# SQLAlchemy reports Ctrl-C that comes while a connection is closed as an error, and raises it as well. A
-# filter acts in the logger of its own pool class alone.
-logging.getLogger(f"{NullPool.__module__}.{NullPool.__name__}").addFilter(
-    lambda record: not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
-)
 
 
 def _configure(connection: Any, _record: Any) -> None:

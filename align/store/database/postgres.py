@@ -43,14 +43,20 @@ def with_driver(url: URL) -> URL:
 
 
 def connect_arguments(url: URL) -> dict[str, Any]:
-    """Return deadlines for every wait on the server, where the URL sets none."""
-    wanted = {
+    """Return deadlines for every wait on the server, where the URL sets none.
+
+    The driver's prepared statements are off: behind a pooler, the next transaction of a connection may meet
+    another server process, which knows none of them.
+    """
+    wanted: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "keepalives_idle": SILENCE_S // 3,
         "keepalives_interval": SILENCE_S // 6,
         "keepalives_count": 4,
         "tcp_user_timeout": SILENCE_S * 1000,
     }
+    if url.get_driver_name() == "psycopg":
+        wanted["prepare_threshold"] = None
     return {name: value for name, value in wanted.items() if name not in url.query}
 
 

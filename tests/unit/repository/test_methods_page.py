@@ -153,3 +153,9 @@ def test_the_tables_and_the_picture_are_those_of_the_stored_lines() -> None:
     assert tables and [row for row in drawn.splitlines() if row.startswith("|")] == tables
     assert put(put(text, "one"), "two") == put(text, "two") != text
     assert (FOLDER / "methods.svg").read_text() == draw(lines_at(1e-4, stored))
+
+
+def test_rows_whose_names_have_commas_can_be_selected() -> None:
+    commas = [name for name in ROWS if "," in name]
+    assert commas
+    assert arguments(["--rows", ",".join(["naive", *commas])]).rows == ["naive", *commas]

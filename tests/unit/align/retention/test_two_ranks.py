@@ -14,7 +14,7 @@ from torch import multiprocessing
 
 from align.algorithms.preference.dpo import DPO
 from align.algorithms.rows import Batch
-from align.config.campaign import AnchorsConfig, PolicyConfig, RoundSettings
+from align.config.campaign import AnchorsConfig, PolicyConfig, ReplayConfig, RoundSettings
 from align.config.mergers.settings import HMAMergeConfig
 from align.config.retention.anchors import AnchorConfig, FollowConfig
 from align.learner.learner import Learner
@@ -36,6 +36,7 @@ from tests.unit.align.retention.trainings import (
     kinds_of,
     save_models,
 )
+from tests.unit.tiny import row
 
 DIFFERS = {"mofo"}
 """Methods that treat each rank's part of a tensor by itself."""
@@ -73,22 +74,59 @@ def two_rounds(ranks: Ranks, folder: Path) -> dict[str, list[dict[str, float]]]:
         ]
     for policy in POLICIES:
         metrics[f"a moving reference, {policy}"] = moving_reference(ranks, folder, policy)
-    metrics["a fitted merge"] = fitted_merge(ranks, folder)
+        metrics[f"a fitted merge, {policy}"] = fitted_merge(ranks, folder, policy)
+        metrics[f"rehearsal, {policy}"] = rehearsal(ranks, folder, policy)
     return metrics
 
 
-def fitted_merge(ranks: Ranks, folder: Path) -> list[dict[str, float]]:
-    """Fit a merge of two models, begin with it and take a step; the line comes four times."""
-    learner = Learner(
+def rehearsal(ranks: Ranks, folder: Path, policy: str) -> list[dict[str, float]]:
+    """Take steps beside replayed answers and a text, which one rank of two has none of."""
+    own = folder / f"{ranks.size}-rehearsal-{policy}"
+    answers = (row((1, 2, 3), (4, 5, 6), None, "answers"), row((7, 2), (8,), None, "answers"))
+    batch = Batch(rows=(*MIXED.rows, *answers, row((3,), (9, 4, 4), None, "texts")))
+    replay = ReplayConfig.model_validate({"answers": {"weight": 0.5}, "pretraining": "texts.jsonl"})
+
+    def begun() -> Training:
+        return begin(learner_of_ranks(ranks, folder, policy), replay=replay, lr=1e-2)
+
+    training = begun()
+    lines = [training.update(batch), training.update(batch)]
+    training.checkpoint(own, 2, identity={})
+    lines.append(training.update(batch))
+    resumed = begun()
+    resumed.restore(own, identity={})
+    lines.append(resumed.update(batch))
+    keys = ("grad_norm", "rehearsal/answers", "rehearsal/texts")
+    return [{key: line[key] for key in keys} for line in lines]
+
+
+def learner_of_ranks(ranks: Ranks, folder: Path, policy: str) -> Learner:
+    return Learner(
         folder / "base",
-        PolicyConfig(model="tiny"),
+        PolicyConfig(model="tiny", **POLICIES[policy]),
         folder_of=lambda name: folder / name,
         scratch=folder,
         tolerance=1e9,
         ranks=ranks,
     )
+
+
+def fitted_merge(ranks: Ranks, folder: Path, policy: str) -> list[dict[str, float]]:
+    """Fit a merge of two snapshots, begin with it and take a step; the line comes four times.
+
+    Under an adapter the trained snapshot is one that a step was taken with, and the other is the base.
+    """
+    learner, run = learner_of_ranks(ranks, folder, policy), "other"
+    if policy == "lora":
+        run = f"{ranks.size}-trained"
+        trained = begin(learner, lr=1e-2)
+        for _ in range(2):
+            trained.update(Batch(rows=NEW))
+        learner.save(folder / run)
+        ranks.exchange(None)
+        learner = learner_of_ranks(ranks, folder, policy)
     config = HMAMergeConfig(blocks=2, share=0.5, steps=3)
-    merge = Merge(config=config, base="base", past=(), anchor="base", runs=("other",), share=0.5)
+    merge = Merge(config=config, base="base", past=(), anchor="base", runs=(run,), share=0.5)
     shares = learner.compute(BlockFit(merge=merge, config=config, rows=NEW))
     training = learner.begin(
         RoundSettings(anchors=AnchorsConfig(new=(), past=(), general=())),
@@ -111,14 +149,7 @@ def moving_reference(ranks: Ranks, folder: Path, policy: str) -> list[dict[str, 
     )
 
     def begun() -> Training:
-        learner = Learner(
-            folder / "base",
-            PolicyConfig(model="tiny", **POLICIES[policy]),
-            folder_of=lambda name: folder / name,
-            scratch=folder,
-            tolerance=1e9,
-            ranks=ranks,
-        )
+        learner = learner_of_ranks(ranks, folder, policy)
         return begin(learner, anchors=anchors, algorithm=DPO(pairs="file"), lr=1e-2)
 
     training = begun()

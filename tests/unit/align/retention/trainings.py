@@ -17,6 +17,7 @@ from align.config.campaign import (
     LoraConfig,
     OptimizerConfig,
     PolicyConfig,
+    ReplayConfig,
     RoundSettings,
 )
 from align.config.retention.anchors import AnchorConfig
@@ -90,6 +91,7 @@ def begin(
     seed: int = 5,
     anchors: AnchorsConfig = HELD,
     algorithm: Algorithm | None = None,
+    replay: ReplayConfig | None = None,
 ) -> Training:
     """Begin a round of six steps under these methods, which have seen `NEW` before the first.
 
@@ -100,6 +102,7 @@ def begin(
         anchors=anchors,
         retention=methods,
         optimizer=OptimizerConfig(lr=lr, max_grad_norm=1e9),
+        replay=replay or ReplayConfig(),
     )
     training = learner.begin(
         spec,

@@ -1,4 +1,4 @@
-"""Two whole rounds under each method that other tests do not run: stopped, gone on with, and accepted."""
+"""Two whole rounds under each method that other tests do not run: killed, gone on with, and accepted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.unit.align.round.test_retention_rounds import LORA, campaign_under, run, weights
-from tests.unit.campaigns import Watcher, raw_campaign
+from tests.unit.campaigns import Copying, raw_campaign
 
 FULL = {"model": "demo://digits"}
 FRESH = {"model": "demo://digits", "lora": {"rank": 2, "alpha": 4.0, "merge": True}}
@@ -65,18 +65,17 @@ MOVES: dict[str, dict[str, float]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_round_that_was_stopped_ends_where_an_undisturbed_one_does(
+def test_a_round_that_was_killed_ends_where_an_undisturbed_one_does(
     case: str, tmp_path: Path
 ) -> None:
-    """The second round is stopped between its two steps, after a checkpoint."""
+    """The process is killed between the second round's two steps, after a checkpoint."""
     method, policy = CASES[case]
     methods = [method] if method["name"] == "kl_anchors" else ["kl_anchors", method]
     changes = {"policy": policy, **ROUNDS.get(case, {})}
-    straight = run(campaign_under(tmp_path / "straight", methods, **changes))
-    config = campaign_under(tmp_path / "stopped", methods, **changes)
-    with pytest.raises(RuntimeError, match="stopped by the test"):
-        run(config, Watcher(("second", 0)))
-    ran = run(config)
+    config = campaign_under(tmp_path / "straight", methods, **changes)
+    copies = Copying(config.folder, tmp_path, ("second", 0))
+    straight = run(config, copies)
+    ran = run(campaign_under(copies.copy_after("second", 0), methods, **changes))
     assert any("goes on from step 1" in note for note in ran.watcher.notes)
     assert [r.state for r in ran.evidence.ledger.rounds()] == ["accepted", "accepted"]
     assert MOVES.get(case, {}).items() <= straight.metrics(1, "second")[-1].items()

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
 from align.data.replay.buffer import ReplayBuffer
 from align.data.replay.history import PromptHistory
 from align.data.stored_answers import load_answers
-from align.errors import EvidenceError
+from align.errors import ArtifactError
+from align.report.forecast.check import check_campaign
+from align.report.forecast.forecast import forecast
 from tests.unit.align.round.test_retention_rounds import run, weights
 from tests.unit.align.round.test_round import Ran
-from tests.unit.campaigns import Starter, Watcher, raw_campaign
+from tests.unit.campaigns import Copying, raw_campaign
 
 CASES: dict[str, dict[str, Any]] = {
     "mastery": {"draw": {"name": "mastery", "floor": 0.2}},
@@ -58,19 +59,19 @@ def campaign_with(folder: Path, replay: dict[str, Any], **changes: Any) -> Campa
 @pytest.fixture(scope="module")
 def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Two accepted rounds that nothing disturbed. Tests only read it."""
-    return run(campaign_with(tmp_path_factory.mktemp("straight"), CASES[request.param]))
+    folder = tmp_path_factory.mktemp("straight")
+    config = campaign_with(folder / "straight", CASES[request.param])
+    return run(config, Copying(config.folder, folder, ("second", 0)))
 
 
 @pytest.mark.parametrize("ran", CASES, indirect=True, scope="module")
-def test_a_round_that_was_stopped_ends_where_an_undisturbed_one_does(
-    ran: Ran, request: pytest.FixtureRequest, tmp_path: Path
+def test_a_round_that_was_killed_ends_where_an_undisturbed_one_does(
+    ran: Ran, request: pytest.FixtureRequest
 ) -> None:
-    """The second round is stopped between its two steps."""
+    """The process is killed between the two steps of the second round."""
     case = request.node.callspec.params["ran"]
-    config = campaign_with(tmp_path, CASES[case])
-    with pytest.raises(RuntimeError, match="stopped by the test"):
-        run(config, Watcher(("second", 0)))
-    resumed = run(config)
+    assert isinstance(ran.watcher, Copying)
+    resumed = run(campaign_with(ran.watcher.copy_after("second", 0), CASES[case]))
     assert any("goes on from step 1" in note for note in resumed.watcher.notes)
     for name, candidate in ran.candidates.items():
         ours, theirs = weights(resumed, resumed.candidates[name]), weights(ran, candidate)
@@ -115,8 +116,14 @@ def test_a_history_that_was_changed_stops_the_next_round(ran: Ran, tmp_path: Pat
     config = CampaignConfig.model_validate(raw)
     path = config.folder / "replay" / f"history-{(ran.candidates['second'] or '')[:16]}.jsonl"
     path.write_text(path.read_text().replace('"score": 0', '"score": 1'))
-    with pytest.raises(EvidenceError, match=r"history-(.|\n)*replay\.draw"):
-        run_campaign(config, start_engine=Starter(), observer=Watcher())
+    for command in (check_campaign, forecast, run):
+        with pytest.raises(ArtifactError, match=r"'third' draws by .*history(.|\n)*replay\.draw"):
+            command(config)
+    # What the remedy says helps.
+    raw["rounds"][-1]["replay"]["draw"] = {"name": "balanced"}
+    mended = CampaignConfig.model_validate(raw)
+    check_campaign(mended)
+    assert [record.state for record in run(mended).evidence.ledger.rounds()] == ["accepted"] * 3
 
 
 @pytest.mark.parametrize("ran", ["answers"], indirect=True, scope="module")

@@ -22,7 +22,7 @@ from align.store.snapshots.snapshots import SnapshotStore
 from align.store.store import open_store
 from tests.unit.align.round.test_algorithm_adapters import Adapters
 from tests.unit.align.round.test_round import Ran
-from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, raw_campaign, rounds
+from tests.unit.campaigns import ENFORCE, Copying, Starter, Watcher, campaign, raw_campaign, rounds
 
 GAMMA = 0.9
 EWC: dict[str, Any] = {"name": "ewc", "lambda": 1000.0, "gamma": GAMMA, "samples": 6}
@@ -61,16 +61,25 @@ def weights(ran: Ran, snapshot: str | None) -> dict[str, Tensor]:
     return {k: t for file in folder.glob("*.safetensors") for k, t in load_file(file).items()}
 
 
+STOPS = (("second", 0), ("second", 1))
+"""Steps after which the store of `ewc` and `adapters` is copied."""
+
+
+def copied_run(folder: Path, retention: list[Any], **changes: Any) -> Ran:
+    config = campaign_under(folder, retention, **changes)
+    return run(config, Copying(config.folder, folder, *STOPS))
+
+
 @pytest.fixture(scope="module")
 def ewc(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Two accepted rounds. Tests only read it."""
-    return run(campaign_under(tmp_path_factory.mktemp("ewc"), ["kl_anchors", EWC]))
+    return copied_run(tmp_path_factory.mktemp("ewc"), ["kl_anchors", EWC])
 
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """The same with an adapter."""
-    return run(campaign_under(tmp_path_factory.mktemp("lora"), [EWC], policy=LORA))
+    return copied_run(tmp_path_factory.mktemp("lora"), [EWC], policy=LORA)
 
 
 def test_an_accepted_round_leaves_a_fisher_whose_hash_is_on_record(ewc: Ran) -> None:
@@ -103,17 +112,16 @@ def test_the_fisher_of_rounds_adds_up_and_decays(ewc: Ran, tmp_path: Path) -> No
         torch.testing.assert_close(tensor, GAMMA * first[name] + own[name])
 
 
-@pytest.mark.parametrize("stop_at", [("second", 0), ("second", 1)])
+@pytest.mark.parametrize("stop_at", STOPS)
 @pytest.mark.parametrize("kind", ["ewc", "adapters"])
-def test_a_round_that_was_stopped_ends_where_an_undisturbed_one_does(
-    kind: str, stop_at: tuple[str, int], tmp_path: Path, request: pytest.FixtureRequest
+def test_a_round_that_was_killed_ends_where_an_undisturbed_one_does(
+    kind: str, stop_at: tuple[str, int], request: pytest.FixtureRequest
 ) -> None:
     straight: Ran = request.getfixturevalue(kind)
     changes = {"policy": LORA} if kind == "adapters" else {}
     methods = [EWC] if kind == "adapters" else ["kl_anchors", EWC]
-    config = campaign_under(tmp_path, methods, **changes)
-    with pytest.raises(RuntimeError, match="stopped by the test"):
-        run(config, Watcher(stop_at))
+    assert isinstance(straight.watcher, Copying)
+    config = campaign_under(straight.watcher.copy_after(*stop_at), methods, **changes)
     ran = run(config)
     assert any("goes on from step 1" in note for note in ran.watcher.notes)
     # An adapter's config names the folder of its base, so ids differ from store to store.

@@ -361,10 +361,12 @@ def test_a_full_database_says_so_and_loses_nothing(tmp_path: Path) -> None:
     def no_room(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA max_page_count = 1")  # raised to the current size
 
+    ledger._database.engine.dispose()
     event.listen(ledger._database.engine, "connect", no_room)
     with pytest.raises(RunError, match="database or disk is full"):
         ledger.commit_round(0, attempt, "accepted", FIRST.id, {"long": "x" * 10**6})
     event.remove(ledger._database.engine, "connect", no_room)
+    ledger._database.engine.dispose()
     assert state(ledger)[0] == ("reverse", "gating", 1)
     ledger.commit_round(0, attempt, "accepted", FIRST.id, REPORT)
     assert ledger.alias("production") == FIRST.id

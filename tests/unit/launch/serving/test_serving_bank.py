@@ -17,11 +17,12 @@ from align.data.base_model import load_encoder
 from align.data.demo import BASE_MODEL
 from align.data.demo.world import demo_prompts
 from align.learner.bank.encoding import encoder_of
-from launch.serving.bank import BankChooser, ServedBank, served_bank, write_modules
+from launch.serving.bank import BankChooser, ServedBank, served_bank, write_modules, zeros_name
 from launch.serving.command import vllm_arguments
 from launch.serving.route import Route
 from launch.serving.served_alias import ServedSnapshot
 from rollouts.engines.decoding.gated import rank_in
+from rollouts.engines.protocol import ADAPTER_WEIGHTS
 from rollouts.errors import UserError
 from tests.unit.backends import Echo, proxied
 from tests.unit.campaigns import raw_campaign
@@ -90,6 +91,7 @@ def test_an_adapter_that_is_named_answers_whatever_is_asked(chooser: BankChooser
     assert chosen(chooser, model="digits/first", prompt=prompt).startswith(f"{PINNED}/first.")
     assert chosen(chooser, model=f"{PINNED}/first.1", prompt=prompt) == f"{PINNED}/first.1"
     assert chosen(chooser, model="digits/third", prompt=prompt) == "digits/third"
+    assert chosen(chooser, model=f"base-of-{PINNED}", prompt=prompt) == zeros_name(PINNED)
 
 
 def test_tokens_and_texts_retrieve_alike(chooser: BankChooser, config: CampaignConfig) -> None:
@@ -124,14 +126,24 @@ def test_every_increment_is_a_module_of_vllm(
     bank = served_bank(folder, "production")
     assert bank.rank == 2
     modules = write_modules(bank, PINNED, tmp_path)
-    assert sorted(modules) == [f"{PINNED}/{name}.{n}" for name in ROUNDS for n in (0, 1)]
+    increments = [f"{PINNED}/{name}.{n}" for name in ROUNDS for n in (0, 1)]
+    assert sorted(modules) == sorted([*increments, zeros_name(PINNED)])
+    zeros = weights_in(modules[zeros_name(PINNED)])
+    assert zeros.keys() == weights_in(modules[increments[0]]).keys()
+    assert not any(tensor.any() for tensor in zeros.values())
     assert {rank_in(path) for path in modules.values()} == {2}
     served = ServedBank(folder=folder, rank=2, targets=("q_proj",), modules=modules)
     words = arguments(served, config)
-    assert words[words.index("--max-cpu-loras") + 1] == "4"
+    assert words[words.index("--max-cpu-loras") + 1] == "5"
     named = [json.loads(word)["name"] for word in words[words.index("--lora-modules") + 1 :]]
     assert named == list(modules)
     assert words[words.index("--served-model-name") + 1] == f"base-of-digits@{'0' * 16}"
+
+
+def weights_in(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / ADAPTER_WEIGHTS)
 
 
 def test_a_bank_without_adapters_is_its_base(folder: Path, config: CampaignConfig) -> None:
