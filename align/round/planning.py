@@ -16,6 +16,7 @@ from align.data.scorer import Scorer
 from align.learner.references import References
 from align.round.plan import RoundPlan
 from align.round.records.artifacts import earlier_artifacts, first_lines
+from align.round.records.documents import index_lines, next_documents, reading_units
 from align.round.records.history import earlier_history
 from align.round.records.rehearsal import rehearsal_of
 from align.round.records.replay import load_replay, past_examples, require_replay, stored_answers
@@ -45,7 +46,7 @@ def begun_round(index: int, spec: RoundConfig, session: Session) -> Iterator[Rou
     plan = plan_round(index, attempt, spec, parent, session)
     if (lookback := session.evidence.look_back(spec.name, "gate")).left_out:
         note(f"{spec.name}: {lookback.sentence}")
-    for line in first_lines(spec, plan.artifacts):
+    for line in (*first_lines(spec, plan.artifacts), *index_lines(plan, session)):
         note(line)
     for line in plan.scorer.isolation_lines():
         note(f"{spec.name}: {line}")
@@ -85,7 +86,9 @@ def plan_round(
     owned = owned_prompts(buffer.entries, asks, inputs.prompts[spec.name])
     repair_prompts = ReplayBuffer(unretired(owned, retired_parts))
     seed = seed_of(session.config.seed, spec.name)
-    general, examples = inputs.general.get(spec.name), inputs.examples.get(spec.name)
+    general = inputs.general.get(spec.name)
+    documents, change = next_documents(spec, parent, session)
+    examples = reading_units(inputs.examples.get(spec.name), documents, inputs)
     spec = spec.model_copy(update={"algorithm": spec.algorithm.for_round(spec.sampling.max_tokens)})
     barred = barred_prompts(later, retired_parts)
     past = replayed_prompts(spec, parent, repair_prompts, replayed, barred, session)
@@ -117,9 +120,13 @@ def plan_round(
         ),
         scorer=scorer_of(spec, rounds, shared, replayed, session),
         seed=seed,
-        retired=retired_tokens(retired, retired_parts, buffer.entries, inputs),
+        retired=retired_tokens(
+            retired, retired_parts, buffer.entries, inputs.prompts, inputs.encoder_with(documents)
+        ),
         superseded=frozenset(retired | shared | wholly_retired(retired_parts, asks)),
         artifacts=earlier_artifacts(spec, parent, evidence),
+        documents=documents,
+        documents_change=change,
         repair_prompts=repair_prompts if len(repair_prompts) else None,
     )
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from align.data.retrieval.index import DocumentIndex, read_index
 from align.gate.evidence import Evidence
 from launch.serving.bank import ServedBank, base_name, served_bank
 from rollouts.errors import UserError, nearest
@@ -38,6 +39,8 @@ class ServedSnapshot:
     """Folder of full weights: the snapshot's own, or those of its adapter's base."""
     adapter: Adapter | None = None
     bank: ServedBank | None = None
+    index: DocumentIndex | None = None
+    """Documents that it reads; None: it reads none."""
 
     @property
     def probed(self) -> str:
@@ -94,12 +97,17 @@ class ServedAlias:
                 where=self._alias,
                 remedy="serve an alias that names a policy, such as production",
             )
+        index = read_index(stored.path)
         if stored.kind == "model":
-            return ServedSnapshot(snapshot=snapshot, name=self.name, folder=stored.path)
+            return ServedSnapshot(
+                snapshot=snapshot, name=self.name, folder=stored.path, index=index
+            )
         base = self._store.open(self.evidence.base)
         if stored.kind == "bank":
             bank = served_bank(stored.path, self._alias)
-            return ServedSnapshot(snapshot=snapshot, name=self.name, folder=base.path, bank=bank)
+            return ServedSnapshot(
+                snapshot=snapshot, name=self.name, folder=base.path, bank=bank, index=index
+            )
         content = json.loads((stored.path / "adapter_config.json").read_text())
         lora = self.evidence.config.policy.lora
         adapter = Adapter(
@@ -108,4 +116,6 @@ class ServedAlias:
             targets=tuple(content["target_modules"]),
             must_merge=content.get("use_dora", False) or (lora and lora.serve) == "merged",
         )
-        return ServedSnapshot(snapshot=snapshot, name=self.name, folder=base.path, adapter=adapter)
+        return ServedSnapshot(
+            snapshot=snapshot, name=self.name, folder=base.path, adapter=adapter, index=index
+        )

@@ -36,6 +36,7 @@ class Sequences(TypedDict):
     sequence_ids: tuple[str, ...]
     sequence_places: tuple[str, ...]
     sequence_clusters: tuple[str, ...]
+    sequence_prompts: tuple[Prompt | None, ...]
 
 
 BY_ITEM = ("window", "item")
@@ -88,6 +89,7 @@ def text_sequences(spec: SuiteConfig, where: str, encoder: PromptEncoder) -> Seq
         sequences=tuple((window[:1], window[1:]) for window in windows),
         sequence_ids=tuple(f"window/{index}" for index in range(len(windows))),
         sequence_places=(),
+        sequence_prompts=(),
         sequence_clusters=_text_clusters(spec, where, text, len(windows), encoder),
     )
 
@@ -167,6 +169,7 @@ def example_sequences(
         sequences=tuple((row.prompt_ids, row.completion_ids) for row in rows),
         sequence_ids=tuple(unit.id for unit in units),
         sequence_places=tuple(unit.location for unit in units),
+        sequence_prompts=tuple(unit.prompt for unit in units),
         sequence_clusters=tuple(_example_clusters(units, where, cluster)),
     )
 

@@ -267,6 +267,8 @@ def _coming(
     if isinstance(merge, HMAMergeConfig) and merge.shares is None:
         completions += merge.samples
     answers = [suite.num_answers for suite in inputs.policy_suites if suite.role != "sealed"]
+    # Weights and index are measured apart as well where both change.
+    apart = 2 if spec.index is not None and spec.index.compare and spec.steps else 0
     return RoundForecast(
         name=spec.name,
         state="resumes" if from_step else "due",
@@ -278,7 +280,7 @@ def _coming(
         general=general,
         completions=completions,
         tokens=completions * spec.sampling.max_tokens,
-        measured=points * sum(answers) if spec.algorithm.makes == "policy" else 0,
+        measured=(points + apart) * sum(answers) if spec.algorithm.makes == "policy" else 0,
         memory=learner_memory(inputs.model, config.policy, spec),
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from align.config.campaign import RoundConfig
+from align.data.retrieval.record import IndexRecord, index_of_report
 from align.gate.checks import Check
 from align.gate.evidence import Evidence
 from align.gate.summary import RATES, VerdictRow, folded_row, reason_of, row_of, severity
@@ -91,6 +92,8 @@ class RoundView:
     """All candidates, if the first was refused and others were tried."""
     merge: MergeOrigin | None
     """Origin of the round's own candidate if it was merged."""
+    documents: IndexRecord | None
+    """Index that the candidate reads."""
     repaired: RepairStep | None
     """The one that was accepted."""
     checks: tuple[CheckView, ...]
@@ -156,6 +159,7 @@ def round_view(
         reasons_left_out=max(0, len(reasons) - limits.reasons),
         repairs=repairs,
         merge=merge_of(record.report) if committed else None,
+        documents=index_of_report(record.report) if committed else None,
         repaired=accepted_repair(repairs),
         checks=tuple(checks[: limits.checks]),
         checks_left_out=max(0, len(checks) - limits.checks),

@@ -150,7 +150,7 @@ def stored_answers(spec: RoundConfig, session: Session) -> list[RolloutGroup]:
             session.engine,
             prompts,
             [1] * len(prompts),
-            session.inputs.encoder,
+            session.encoder,
             sampling,
             seed,
             policy=session.base,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from align.gate.suites.suite import Suite
     from align.round.session import Session
     from align.store.ledger.ledger import Ledger
+    from rollouts.prompts import PromptEncoder
     from rollouts.types import Prompt, SnapshotId
 
 WHY: Mapping[str, str] = {
@@ -139,7 +140,8 @@ def retired_tokens(
     whole: Collection[str],
     parts: Mapping[str, Retired],
     stored: Mapping[str, Sequence[Prompt]],
-    inputs: Inputs,
+    asked: Mapping[str, Sequence[Prompt]],
+    encoder: PromptEncoder,
 ) -> dict[str, frozenset[tuple[int, ...]] | None]:
     """Return the prompts of earlier rounds that are overridden, as tokens; None for rounds that are whole.
 
@@ -147,11 +149,13 @@ def retired_tokens(
         whole: rounds that later ones replace.
         parts: parts of other rounds that later ones override, by their names.
         stored: prompts kept of rounds, whose files may be gone.
+        asked: prompts of all rounds.
+        encoder: encoder of prompts as the coming round reads them.
     """
     wanted = {name for part in parts.values() for name in part.prompts}
-    pools = (*inputs.prompts.values(), *stored.values()) if wanted else ()
+    pools = (*asked.values(), *stored.values()) if wanted else ()
     known = {name: p for pool in pools for p in pool if (name := prompt_name(p)) in wanted}
-    ids = {name: inputs.encoder.encode(prompt) for name, prompt in known.items()}
+    ids = {name: encoder.encode(prompt) for name, prompt in known.items()}
     tokens = {
         round_: frozenset(ids[name] for name in part.prompts if name in ids)
         for round_, part in parts.items()

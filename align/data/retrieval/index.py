@@ -1,0 +1,189 @@
+"""Index of documents: immutable versions, each a folder of the snapshot whose weights it is judged with.
+
+    retrieval/index.json        version, settings of the search, id
+    retrieval/documents.jsonl   key, text and round of each document, in the order of the search
+
+A snapshot is weights and index together: the gate measures the pair, an alias moves both, and a rollback
+brings both back. What a search needs besides the documents is computed from them when a version is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from align.config.retrieval.settings import RetrievalConfig
+from align.data.retrieval.documents import IndexChange, IndexedDocument
+from align.data.retrieval.search import BM25Search, Search, best
+from align.errors import SnapshotError
+
+FOLDER = "retrieval"
+INDEX = "index.json"
+DOCUMENTS = "documents.jsonl"
+VERSION = 1
+KEPT = 20_000
+"""Questions whose documents are kept; beyond them those asked least recently go."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChangeCounts:
+    """Numbers of documents that a change touched."""
+
+    added: int
+    overwritten: int
+    """Documents whose text is another one than before."""
+    unchanged: int
+    """Documents that the index had, word for word."""
+    forgotten: int
+    unknown: int
+    """Keys to forget that the index does not have."""
+
+    @property
+    def touched(self) -> bool:
+        """True if the index after the change is another one."""
+        return bool(self.added or self.overwritten or self.forgotten)
+
+    @property
+    def sentence(self) -> str:
+        """Counts above 0 as words, such as ``3 added, 1 overwritten``."""
+        counts = asdict(self)
+        named = {"unknown": "to forget that were not there"}
+        parts = [f"{count} {named.get(name, name)}" for name, count in counts.items() if count]
+        return ", ".join(parts) or "nothing changed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentIndex:
+    """One version of the index. Never changed: `changed` returns the next one."""
+
+    settings: RetrievalConfig
+    documents: tuple[IndexedDocument, ...] = ()
+    _searched: OrderedDict[str, tuple[IndexedDocument, ...]] = field(
+        default_factory=OrderedDict, repr=False, compare=False
+    )
+
+    @cached_property
+    def id(self) -> str:
+        """sha256 of the documents and of the settings that decide what a prompt is shown."""
+        content = [self.settings.stored, [asdict(document) for document in self.documents]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the documents."""
+        return tuple(document.key for document in self.documents)
+
+    def changed(self, change: IndexChange, round: str) -> tuple[DocumentIndex, ChangeCounts]:
+        """Return the next version, and what was changed.
+
+        A document that is overwritten keeps its place.
+
+        Args:
+            round: name of the round that makes the change.
+        """
+        before = {document.key: document for document in self.documents}
+        remaining = {} if change.empties else dict(before)
+        unknown = [key for key in change.forgotten if key not in before]
+        for key in change.forgotten:
+            remaining.pop(key, None)
+        forgotten = len(before) - len(remaining)
+        counts = {"added": 0, "overwritten": 0, "unchanged": 0}
+        for key, text in change.texts.items():
+            old = remaining.get(key)
+            same = old is not None and old.text == text
+            counts["added" if old is None else "unchanged" if same else "overwritten"] += 1
+            if not same:
+                remaining[key] = IndexedDocument(key=key, text=text, round=round)
+        index = DocumentIndex(settings=self.settings, documents=tuple(remaining.values()))
+        return index, ChangeCounts(**counts, forgotten=forgotten, unknown=len(unknown))
+
+    def search(self, question: str) -> tuple[IndexedDocument, ...]:
+        """Return the documents that fit a question, best first; at most ``top_k``."""
+        if question in self._searched:
+            self._searched.move_to_end(question)
+            return self._searched[question]
+        places = best(self._search.scores(question), self.settings.top_k) if self.documents else []
+        documents = tuple(self.documents[place] for place in places)
+        self._searched[question] = documents
+        while len(self._searched) > KEPT:
+            self._searched.popitem(last=False)
+        return documents
+
+    @cached_property
+    def _search(self) -> Search:
+        texts = [document.text for document in self.documents]
+        return BM25Search(texts, k1=self.settings.k1, b=self.settings.b)
+
+    def write(self, snapshot: Path) -> None:
+        """Write the version into the folder of a snapshot."""
+        folder = snapshot / FOLDER
+        folder.mkdir()
+        lines = [json.dumps(asdict(document), sort_keys=True) for document in self.documents]
+        (folder / DOCUMENTS).write_text("".join(f"{line}\n" for line in lines))
+        content = {"version": VERSION, "id": self.id, "settings": self.settings.stored}
+        (folder / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def has_index(snapshot: Path) -> bool:
+    """Tell if a snapshot's folder holds an index."""
+    return (snapshot / FOLDER / INDEX).is_file()
+
+
+def read_index(snapshot: Path) -> DocumentIndex | None:
+    """Read the index in the folder of a snapshot; None if it has none.
+
+    Raises:
+        SnapshotError: a file is missing or damaged, a newer Keel wrote it, or it is not what its id says.
+    """
+    if not has_index(snapshot):
+        return None
+    path = snapshot / FOLDER / INDEX
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_text())
+        version = int(content["version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    if version > VERSION:
+        raise SnapshotError(
+            f"version {version} of the index is newer than {VERSION}",
+            where=str(path),
+            cause="a newer Keel wrote it",
+            remedy="update Keel",
+        )
+    documents_path = snapshot / FOLDER / DOCUMENTS
+    try:
+        settings = RetrievalConfig.model_validate(content["settings"])
+        expected = str(content["id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    try:
+        documents = tuple(_parsed(documents_path.read_text().splitlines()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(documents_path, error) from error
+    index = DocumentIndex(settings=settings, documents=documents)
+    if index.id != expected:
+        raise _damaged(documents_path, ValueError(f"its id is {index.id[:12]}"), expected[:12])
+    return index
+
+
+def _parsed(lines: Sequence[str]) -> list[IndexedDocument]:
+    documents = [IndexedDocument(**json.loads(line)) for line in lines]
+    if len({document.key for document in documents}) < len(documents):
+        raise ValueError("a key stands there twice")
+    return documents
+
+
+def _damaged(path: Path, error: Exception, expected: str = "") -> SnapshotError:
+    but = f", and {INDEX} names {expected}" if expected else ""
+    return SnapshotError(
+        f"the index cannot be read: {error}{but}",
+        where=str(path),
+        cause="the folder was copied in part, or someone edited the file",
+        remedy="restore it from a backup; nothing was loaded",
+    )
