@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from align.bank.folder import check_sentence_encoder
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.config.retrieval.settings import RetrievalConfig
 from align.data.base_model import SCHEMES, load_encoder, resolve_model
@@ -25,7 +26,7 @@ from rollouts.chat.probe import check_conversations, probe_turns
 from rollouts.collect import check_lengths
 from rollouts.errors import UserError, within
 from rollouts.machine.device import resolve_device
-from rollouts.model_config import sizes_of
+from rollouts.model_config import setting, sizes_of, text_config
 from rollouts.prompts import PromptEncoder
 from rollouts.rows import FileRow
 from rollouts.types import Prompt
@@ -123,7 +124,7 @@ def load_inputs(
         spec.algorithm.check_here(config.home, f"rounds.{index}.algorithm")
         check_round_models(spec, model, config)
     context = context_of(model, config)
-    changes = _index_changes(config, begun=base is not None)
+    changes = _index_changes(config, model, begun=base is not None)
     awaited = _awaited(config, inbox_rows := inbox_rows or {})
     known = [spec for spec in config.rounds if spec.name not in awaited]
     encoder = _encoder_of(config, model if base is None else base.readable(model))
@@ -170,17 +171,27 @@ def load_inputs(
     )
 
 
-def _index_changes(config: CampaignConfig, *, begun: bool) -> dict[str, IndexChange]:
+def _index_changes(config: CampaignConfig, model: Path, *, begun: bool) -> dict[str, IndexChange]:
     """Read the change of the index that each round makes, in order.
 
     Args:
+        model: folder of the base.
         begun: rounds may have been decided, whose documents the file need not name any more.
 
     Raises:
         UserError: the first document that cannot be used, or key to forget that no earlier round adds.
     """
-    index = DocumentIndex(settings=config.policy.retrieval or RetrievalConfig())
-    changes = {}
+    retrieval = config.policy.retrieval or RetrievalConfig()
+    layers = setting(text_config(model), "num_hidden_layers") if retrieval.layer else None
+    if layers is not None and retrieval.layer is not None and retrieval.layer > layers:
+        raise UserError(
+            f"the model has {layers} layers, and texts are to be encoded by layer {retrieval.layer}",
+            where="policy.retrieval.layer",
+            remedy=f"set layer to at most {layers}, or leave it out for a third of them",
+        )
+    if retrieval.encoder is not None:
+        check_sentence_encoder(Path(retrieval.encoder).expanduser(), "policy.retrieval.encoder")
+    index, changes = DocumentIndex(settings=retrieval), {}
     for position, spec in enumerate(config.rounds):
         if spec.index is None:
             continue

@@ -37,6 +37,7 @@ from rollouts.prompts import PromptEncoder
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
+    from align.learner.bank.texts import TextEmbedder
     from align.learner.learner import Learner
     from align.learner.penalty import MakePenalties
     from align.learner.ranks.group import GroupTraining, LearnerGroup
@@ -159,6 +160,7 @@ class Session:
     """Wall time of the attempt that runs, by what it is spent on."""
     documents: DocumentIndex | None = None
     """Documents that the policy which the engines hold reads; None: it reads none."""
+    _embedder: TextEmbedder | None = None
     _indices: dict[SnapshotId, DocumentIndex | None] = field(default_factory=dict)
 
     @property
@@ -271,10 +273,20 @@ class Session:
         """Return the folder of a snapshot; its bytes are verified."""
         return self.claim.folder_of(snapshot)
 
+    @property
+    def embedder(self) -> TextEmbedder | None:
+        """Encoder of a dense index; None where it is searched by words."""
+        from align.learner.bank.texts import embedder_of
+
+        retrieval = self.config.policy.retrieval
+        if self._embedder is None and retrieval is not None and retrieval.method == "dense":
+            self._embedder = embedder_of(self.config.policy, self.folder_of(self.base))
+        return self._embedder
+
     def documents_of(self, snapshot: SnapshotId) -> DocumentIndex | None:
         """Return the index of a snapshot; None if it has none."""
         if snapshot not in self._indices:
-            self._indices[snapshot] = read_index(self.folder_of(snapshot))
+            self._indices[snapshot] = read_index(self.folder_of(snapshot), self.embedder)
         return self._indices[snapshot]
 
     def is_lost(self, path: Path) -> bool:

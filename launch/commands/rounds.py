@@ -172,8 +172,7 @@ def _detail_lines(record: RoundDetail) -> list[str]:
     if record.merge is not None:
         lines.append(f"  {record.merge.sentence}")
     if record.documents is not None:
-        words = (record.documents.sentence, record.documents.verdict)
-        lines += [f"  {sentence}" for sentence in words if sentence]
+        lines += [f"  {sentence}" for sentence in record.documents.lines]
     lines += [
         f"  {repair.sentence}" + ("" if repair.seconds is None else f", {repair.seconds:.0f} s")
         for repair in record.repairs

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.data.retrieval.index import DocumentIndex, read_index
+from align.data.retrieval.index import DocumentIndex, has_index, read_index
 from align.gate.evidence import Evidence
 from launch.serving.bank import ServedBank, base_name, served_bank
 from rollouts.errors import UserError, nearest
@@ -83,6 +83,15 @@ class ServedAlias:
             )
         return target
 
+    def _index_of(self, folder: Path) -> DocumentIndex | None:
+        """Read the documents of a snapshot, with the encoder of a dense index."""
+        if not has_index(folder):
+            return None
+        from align.learner.bank.texts import embedder_of
+
+        base = self._store.open(self.evidence.base).path
+        return read_index(folder, embedder_of(self.evidence.config.policy, base))
+
     def open(self, snapshot: SnapshotId) -> ServedSnapshot:
         """Open a snapshot and, of an adapter, its base.
 
@@ -97,7 +106,7 @@ class ServedAlias:
                 where=self._alias,
                 remedy="serve an alias that names a policy, such as production",
             )
-        index = read_index(stored.path)
+        index = self._index_of(stored.path)
         if stored.kind == "model":
             return ServedSnapshot(
                 snapshot=snapshot, name=self.name, folder=stored.path, index=index

@@ -2,9 +2,10 @@
 
     retrieval/index.json        version, settings of the search, id
     retrieval/documents.jsonl   key, text and round of each document, in the order of the search
+    retrieval/vectors.safetensors   tensor ``vectors``, ``N, C``: those of the documents, if it is dense
 
 A snapshot is weights and index together: the gate measures the pair, an alias moves both, and a rollback
-brings both back. What a search needs besides the documents is computed from them when a version is read.
+brings both back. What a search by words needs is computed from the documents when a version is read.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from align.config.retrieval.settings import RetrievalConfig
 from align.data.retrieval.documents import IndexChange, IndexedDocument
-from align.data.retrieval.search import BM25Search, Search, best
+from align.data.retrieval.search import BM25Search, DenseSearch, Embedder, Search, best
 from align.errors import SnapshotError
 
 FOLDER = "retrieval"
 INDEX = "index.json"
 DOCUMENTS = "documents.jsonl"
+VECTORS = "vectors.safetensors"
 VERSION = 1
 KEPT = 20_000
 """Questions whose documents are kept; beyond them those asked least recently go."""
@@ -64,6 +66,8 @@ class DocumentIndex:
 
     settings: RetrievalConfig
     documents: tuple[IndexedDocument, ...] = ()
+    embedder: Embedder | None = field(default=None, repr=False, compare=False)
+    """Encoder of a dense index; None where it is searched by words, or not at all."""
     _searched: OrderedDict[str, tuple[IndexedDocument, ...]] = field(
         default_factory=OrderedDict, repr=False, compare=False
     )
@@ -100,8 +104,15 @@ class DocumentIndex:
             counts["added" if old is None else "unchanged" if same else "overwritten"] += 1
             if not same:
                 remaining[key] = IndexedDocument(key=key, text=text, round=round)
-        index = DocumentIndex(settings=self.settings, documents=tuple(remaining.values()))
+        index = replace(self, documents=tuple(remaining.values()), _searched=OrderedDict())
         return index, ChangeCounts(**counts, forgotten=forgotten, unknown=len(unknown))
+
+    @property
+    def searchable(self) -> bool:
+        """True if there are documents to find, and the encoder of a dense index is at hand."""
+        return bool(self.documents) and (
+            self.settings.method == "bm25" or self.embedder is not None
+        )
 
     def search(self, question: str) -> tuple[IndexedDocument, ...]:
         """Return the documents that fit a question, best first; at most ``top_k``."""
@@ -117,8 +128,15 @@ class DocumentIndex:
 
     @cached_property
     def _search(self) -> Search:
-        texts = [document.text for document in self.documents]
-        return BM25Search(texts, k1=self.settings.k1, b=self.settings.b)
+        if self.settings.method == "bm25":
+            return BM25Search(self.texts, k1=self.settings.k1, b=self.settings.b)
+        assert self.embedder is not None, "whoever searches a dense index reads it with its encoder"
+        return DenseSearch(self.texts, self.embedder)
+
+    @property
+    def texts(self) -> list[str]:
+        """Texts of the documents."""
+        return [document.text for document in self.documents]
 
     def write(self, snapshot: Path) -> None:
         """Write the version into the folder of a snapshot."""
@@ -127,6 +145,11 @@ class DocumentIndex:
         lines = [json.dumps(asdict(document), sort_keys=True) for document in self.documents]
         (folder / DOCUMENTS).write_text("".join(f"{line}\n" for line in lines))
         content = {"version": VERSION, "id": self.id, "settings": self.settings.stored}
+        if self.embedder is not None:
+            from safetensors.numpy import save_file
+
+            content["encoder"] = self.embedder.id
+            save_file({"vectors": self.embedder.embed(self.texts)}, folder / VECTORS)
         (folder / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -135,8 +158,11 @@ def has_index(snapshot: Path) -> bool:
     return (snapshot / FOLDER / INDEX).is_file()
 
 
-def read_index(snapshot: Path) -> DocumentIndex | None:
+def read_index(snapshot: Path, embedder: Embedder | None = None) -> DocumentIndex | None:
     """Read the index in the folder of a snapshot; None if it has none.
+
+    Args:
+        embedder: encoder to search a dense index with; None: it is not searched.
 
     Raises:
         SnapshotError: a file is missing or damaged, a newer Keel wrote it, or it is not what its id says.
@@ -166,10 +192,39 @@ def read_index(snapshot: Path) -> DocumentIndex | None:
         documents = tuple(_parsed(documents_path.read_text().splitlines()))
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(documents_path, error) from error
-    index = DocumentIndex(settings=settings, documents=documents)
+    index = DocumentIndex(settings=settings, documents=documents, embedder=embedder)
+    if embedder is not None and settings.method == "dense":
+        _keep_vectors(snapshot / FOLDER, index.texts, str(content.get("encoder")), embedder)
     if index.id != expected:
         raise _damaged(documents_path, ValueError(f"its id is {index.id[:12]}"), expected[:12])
     return index
+
+
+def _keep_vectors(folder: Path, texts: Sequence[str], encoder: str, embedder: Embedder) -> None:
+    """Hand stored vectors to the encoder that made them.
+
+    Raises:
+        SnapshotError: another encoder made them, or there are not as many as documents.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if encoder != embedder.id:
+        raise SnapshotError(
+            f"the documents' vectors are of the encoder {encoder[:24]}, and the policy's is "
+            f"{embedder.id[:24]}",
+            where=str(folder),
+            cause="policy.retrieval.encoder or layer was changed, or the encoder's files were",
+            remedy="name the encoder that the index began with, or begin a new store",
+        )
+    path = folder / VECTORS
+    try:
+        vectors_NC = load_file(path)["vectors"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+    if len(vectors_NC) != len(texts):
+        raise _damaged(path, ValueError(f"{len(vectors_NC)} vectors of {len(texts)} documents"))
+    embedder.keep(dict(zip(texts, vectors_NC, strict=True)))
 
 
 def _parsed(lines: Sequence[str]) -> list[IndexedDocument]:

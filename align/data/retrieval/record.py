@@ -53,6 +53,11 @@ class IndexRecord:
         return f"index {self.id[:12]} of {self.documents} documents: {changes}"
 
     @property
+    def lines(self) -> tuple[str, ...]:
+        """All that is to be said of the index, a sentence each."""
+        return (self.sentence, self.verdict) if self.verdict else (self.sentence,)
+
+    @property
     def verdict(self) -> str:
         """Sentence on which part gained more at the target and kept more elsewhere; empty without parts."""
         words = []

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float32]
+Vectors = NDArray[np.float32]
 
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Kana and Han characters, which are written without spaces between words."""
@@ -26,6 +27,23 @@ class Search(Protocol):
 
     def scores(self, question: str) -> Scores:
         """Return the likeness of each document to the question; 0 or less where there is none."""
+        ...
+
+
+class Embedder(Protocol):
+    """Encoder of texts for a dense index."""
+
+    @property
+    def id(self) -> str:
+        """Words that tell the encoder from any other."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return vectors of unit length, ``N, C``."""
+        ...
+
+    def keep(self, vectors: Mapping[str, Vectors]) -> None:
+        """Take vectors of texts that the same encoder gave before."""
         ...
 
 
@@ -63,6 +81,18 @@ class BM25Search:
         if not words:
             return np.zeros(self._count, dtype=np.float32)
         return np.asarray(self._index.get_scores(words), dtype=np.float32)
+
+
+class DenseSearch:
+    """Search by the cosine of the vectors of question and document."""
+
+    def __init__(self, texts: Sequence[str], embedder: Embedder) -> None:
+        self._embedder, self._vectors_NC = embedder, embedder.embed(texts)
+
+    def scores(self, question: str) -> Scores:
+        """Return the cosine of each document; see `Search`."""
+        (vector_C,) = self._embedder.embed([question])
+        return np.asarray(self._vectors_NC @ vector_C, dtype=np.float32)
 
 
 def best(scores: Scores, count: int) -> list[int]:

@@ -25,6 +25,7 @@ from align.round.inputs import context_of, longest_answer
 from align.round.session import StartEngine, versions
 from rollouts.engines import DEFAULT_BACKEND, backend_named
 from rollouts.engines.protocol import RolloutEngine
+from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
 
 if TYPE_CHECKING:
@@ -65,8 +66,19 @@ class LocalModel:
 
     @cached_property
     def index(self) -> DocumentIndex | None:
-        """Documents that the model reads; None: it reads none."""
-        return read_index(self.own_folder)
+        """Documents that the model reads; None: it reads none.
+
+        Raises:
+            UserError: they are searched by an encoder.
+        """
+        index = read_index(self.own_folder)
+        if index is not None and index.settings.method == "dense":
+            raise UserError(
+                "the model reads documents of a dense index, which its campaign's encoder searches",
+                where=self.name,
+                remedy="judge it in a round of the campaign, or a copy of the folder without retrieval/",
+            )
+        return index
 
     @property
     def context(self) -> int:

@@ -28,7 +28,8 @@ def next_documents(
     if change is None:
         return index, None
     if index is None:
-        index = DocumentIndex(settings=session.config.policy.retrieval or RetrievalConfig())
+        settings = session.config.policy.retrieval or RetrievalConfig()
+        index = DocumentIndex(settings=settings, embedder=session.embedder)
     return index.changed(change, spec.name)
 
 
@@ -68,7 +69,7 @@ def planned_lines(config: CampaignConfig, inputs: Inputs) -> Iterator[str]:
 def _reading_lines(name: str, index: DocumentIndex | None, inputs: Inputs) -> Iterator[str]:
     """Yield a line on prompts of a round that no document fits, and on those without room for all."""
     encoder, prompts = inputs.encoder_with(index), inputs.prompts.get(name, ())
-    if not isinstance(encoder, RetrievingEncoder) or not encoder.index.documents:
+    if not isinstance(encoder, RetrievingEncoder) or not encoder.index.searchable:
         return
     without = sum(not encoder.documents_of(prompt) for prompt in prompts)
     crowded = sum(encoder.leaves_out(prompt) for prompt in prompts)

@@ -14,8 +14,11 @@ from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
 from align.data.demo.tokenizer import build_tokenizer
 from align.data.retrieval.index import DocumentIndex, read_index
+from align.data.retrieval.record import IndexRecord, PartScores, index_of_report
+from align.report.explanation.explain import explain
 from align.report.forecast.check import check_campaign
 from align.report.forecast.forecast import forecast
+from align.report.records.history import detail
 from align.store.snapshots.snapshots import SnapshotStore
 from rollouts.engines.protocol import RolloutEngine, SampleRequest, Ticket
 from rollouts.errors import UserError
@@ -146,6 +149,49 @@ def test_a_person_is_told_what_changed(grown: Ran) -> None:
     assert [line.split(" of ", 1)[1] for line in lines] == [
         "2 documents: 2 added", "3 documents: 1 added, 1 overwritten", "2 documents: 1 forgotten",
     ]  # fmt: skip
+    records = [detail(grown.evidence, f"round{n}").documents for n in range(3)]
+    assert [r.sentence for r in records if r] == [line.split(": ", 1)[1] for line in lines]
+    (story, *_) = [line for line in explain(grown.evidence, "round1").lines() if "reads" in line]
+    assert "1 added, 1 overwritten" in story
+
+
+def test_weights_and_index_are_measured_apart_where_both_change(grown: Ran) -> None:
+    """The two pairs that the gate compares have their stored means; the mixed ones were asked for."""
+    ledger, names = grown.evidence.ledger, ("round0", "round1", "round2")
+    records = {
+        name: index_of_report(r.report) for name, r in zip(names, ledger.rounds(), strict=True)
+    }
+    assert [len(r.parts) if r else None for r in records.values()] == [0, 3, 0]
+    stored = {
+        name: {e.suite: e.mean for e in ledger.evaluations(snapshot or "")}
+        for name, snapshot in grown.candidates.items()
+    }
+    for scores in getattr(records["round1"], "parts", ()):
+        assert scores.both == stored["round1"][scores.suite]
+        assert scores.parent == stored["round0"][scores.suite]
+    roles = {s.suite: s.role for s in getattr(records["round1"], "parts", ())}
+    assert roles == {"general": "retention", "round0": "retention", "round1": "target"}
+    (engine,) = grown.starter.engines
+    assert isinstance(engine, Listening)
+    # The parent's weights read the new ``b``, the candidate's the old one.
+    assert any(text.startswith("inc max inc _") for text in engine.read("the index alone"))
+    assert any(text.startswith("inc max max inc _") for text in engine.read("the weights alone"))
+    assert any("round1: " in note and "gained most" in note for note in grown.watcher.notes)
+
+
+def test_a_part_with_more_gain_is_named() -> None:
+    def scores(role: str, weights: float, index: float, both: float) -> PartScores:
+        return PartScores(
+            suite=role, role=role, parent=0.5, weights=weights, index=index, both=both
+        )
+
+    parts = (scores("target", 0.6, 0.9, 0.9), scores("retention", 0.25, 0.5, 0.25))
+    record = IndexRecord(id="0" * 64, documents=1, parts=parts)
+    assert record.verdict == (
+        "both together gained most (weights +0.100, index +0.400, both +0.400); "
+        "the index alone kept most (weights -0.250, index +0.000, both -0.250)"
+    )
+    assert IndexRecord(id="0" * 64, documents=1).verdict == ""
 
 
 def test_a_round_that_was_stopped_ends_with_the_same_index_and_weights(
