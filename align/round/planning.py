@@ -88,7 +88,9 @@ def plan_round(
     seed = seed_of(session.config.seed, spec.name)
     general = inputs.general.get(spec.name)
     documents, change = next_documents(spec, parent, session)
-    examples = reading_units(inputs.examples.get(spec.name), documents, inputs)
+    examples = inputs.examples.get(spec.name)
+    if examples is not None:
+        examples = reading_units(examples, documents, inputs)
     spec = spec.model_copy(update={"algorithm": spec.algorithm.for_round(spec.sampling.max_tokens)})
     barred = barred_prompts(later, retired_parts)
     past = replayed_prompts(spec, parent, repair_prompts, replayed, barred, session)
@@ -111,6 +113,7 @@ def plan_round(
                 [(rounds[name], accepted[name]) for name in needed if name in replayed],
                 later,
                 retired_parts,
+                documents,
                 session,
             ),
             rehearsal=rehearsal_of(

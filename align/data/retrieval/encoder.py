@@ -69,7 +69,7 @@ class RetrievingEncoder(PromptEncoder):
 
     def reading_unit(self, unit: Unit) -> Unit:
         """Return a unit of a file whose prompt is read behind its documents; the answers stay."""
-        if unit.prompt is None:
+        if unit.prompt is None or unit.prompt.text == "":  # A kept example whose file is gone.
             return unit
         longest = max(len(row.completion_ids) for row in unit.rows)
         ids = self.reread(unit.prompt, unit.rows[0].prompt_ids, longest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from align.config.campaign import CampaignConfig, RoundConfig
@@ -23,6 +24,8 @@ def next_documents(
     spec: RoundConfig, parent: SnapshotId, session: Session
 ) -> tuple[DocumentIndex | None, ChangeCounts | None]:
     """Return the parent's index with the round's change, and what it changes; None where there is none."""
+    if spec.algorithm.makes != "policy":
+        return None, None
     index = session.documents_of(parent)
     change = session.inputs.index_changes.get(spec.name)
     if change is None:
@@ -34,13 +37,24 @@ def next_documents(
 
 
 def reading_units(
-    units: Sequence[Unit] | None, index: DocumentIndex | None, inputs: Inputs
-) -> Sequence[Unit] | None:
+    units: Sequence[Unit], documents: DocumentIndex | None, inputs: Inputs
+) -> Sequence[Unit]:
     """Return units of a file whose prompts are read behind documents; without any the units themselves."""
-    encoder = inputs.encoder_with(index)
-    if units is None or not isinstance(encoder, RetrievingEncoder):
+    encoder = inputs.encoder_with(documents)
+    if not isinstance(encoder, RetrievingEncoder):
         return units
     return [encoder.reading_unit(unit) for unit in units]
+
+
+def prompted(units: Sequence[Unit], known: Sequence[Unit]) -> list[Unit]:
+    """Return kept units with the prompts of the file that they are of; those it has no more as they are."""
+    prompts = {unit.id: unit.prompt for unit in known}
+    return [
+        unit
+        if (prompt := prompts.get(unit.id.partition("/")[0])) is None
+        else replace(unit, prompt=prompt)
+        for unit in units
+    ]
 
 
 def index_lines(plan: RoundPlan, session: Session) -> Iterator[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from align.algorithms.rows import Row
@@ -17,7 +19,7 @@ from align.data.examples.stream import Unit
 from align.data.retrieval.before import turns_with
 from align.data.retrieval.documents import IndexChange, check_forgotten, load_change
 from align.data.retrieval.encoder import RetrievingEncoder
-from align.data.retrieval.index import DOCUMENTS, FOLDER, INDEX, DocumentIndex, read_index
+from align.data.retrieval.index import DOCUMENTS, FOLDER, INDEX, VECTORS, DocumentIndex, read_index
 from align.data.retrieval.search import BM25Search
 from align.errors import SnapshotError
 from rollouts.errors import UserError
@@ -120,6 +122,60 @@ def test_a_search_returns_the_best_first_and_nothing_that_shares_no_word() -> No
 def test_ties_go_to_the_older_document() -> None:
     documents = index({str(n): "same words" for n in range(40)}, top_k=40)
     assert [d.key for d in documents.search("words")] == [str(n) for n in range(40)]
+
+
+class Letters:
+    """An encoder that counts the letters a, b and c of a text."""
+
+    id = "letters"
+
+    def __init__(self) -> None:
+        self.encoded: list[str] = []
+        self.known: dict[str, Any] = {}
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        for text in texts:
+            if text not in self.known:
+                self.encoded.append(text)
+                counts = np.array([text.count(letter) for letter in "abc"], dtype=np.float32)
+                self.known[text] = counts / max(float(np.linalg.norm(counts)), 1e-12)
+        return np.stack([self.known[text] for text in texts])
+
+    def keep(self, vectors: Mapping[str, Any]) -> None:
+        self.known.update(vectors)
+
+
+def dense(texts: dict[str, str], embedder: Letters) -> DocumentIndex:
+    empty = DocumentIndex(settings=RetrievalConfig(method="dense", top_k=2), embedder=embedder)
+    return empty.changed(IndexChange(texts=texts), "first")[0]
+
+
+def test_a_dense_search_goes_by_the_cosine() -> None:
+    documents = dense({"a": "aab", "b": "bbc", "c": "ccc"}, Letters())
+    assert [d.key for d in documents.search("bb")] == ["b", "a"]
+    assert [d.key for d in documents.search("c")] == ["c", "b"]
+    assert documents.search("xyz") == ()
+
+
+def test_vectors_are_stored_and_only_new_documents_are_encoded(tmp_path: Path) -> None:
+    dense({"a": "aab", "b": "bbc"}, Letters()).write(tmp_path)
+    later = Letters()
+    read = read_index(tmp_path, later)
+    assert read is not None
+    grown = read.changed(IndexChange(texts={"b": "bcc", "c": "ccc"}), "second")[0]
+    assert [d.key for d in grown.search("aa")] == ["a"]
+    assert later.encoded == ["bcc", "ccc", "aa"]
+
+
+def test_vectors_of_another_encoder_are_refused(tmp_path: Path) -> None:
+    dense({"a": "aab"}, Letters()).write(tmp_path)
+    other = Letters()
+    other.id = "digits"
+    with pytest.raises(SnapshotError, match="of the encoder letters, and the policy's is digits"):
+        read_index(tmp_path, other)
+    (tmp_path / FOLDER / VECTORS).unlink()
+    with pytest.raises(SnapshotError, match="cannot be read"):
+        read_index(tmp_path, Letters())
 
 
 def test_words_without_spaces_are_found() -> None:

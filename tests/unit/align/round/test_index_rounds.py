@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
@@ -20,7 +21,7 @@ from align.report.forecast.check import check_campaign
 from align.report.forecast.forecast import forecast
 from align.report.records.history import detail
 from align.store.snapshots.snapshots import SnapshotStore
-from rollouts.engines.protocol import RolloutEngine, SampleRequest, Ticket
+from rollouts.engines.protocol import RolloutEngine, SampleRequest, ScoreRequest, Ticket
 from rollouts.errors import UserError
 from tests.unit.align.round.test_retention_rounds import weights
 from tests.unit.align.round.test_round import Ran, run
@@ -41,14 +42,23 @@ class Listening(HFEngine):
         )
         return super().submit(requests)
 
-    def read(self, beginning: str) -> list[str]:
+    def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
+        sequences = vars(self).setdefault("sequences", [])
+        sequences.extend((self.versions[-1], r.prompt_ids) for r in requests)
+        return super().score(requests)
+
+    def read(self, beginning: str, kind: str = "asked") -> list[str]:
         """Return the texts of the prompts under weights whose name begins so."""
         tokenizer = build_tokenizer()
         return [
             tokenizer.decode(list(ids))
-            for version, ids in vars(self).get("asked", ())
+            for version, ids in vars(self).get(kind, ())
             if version.startswith(beginning)
         ]
+
+    def scored(self, beginning: str) -> list[str]:
+        """Return the texts of the prompts whose answers were scored under such weights."""
+        return self.read(beginning, "sequences")
 
 
 class Listeners(Starter):
@@ -65,8 +75,12 @@ def written(path: Path, documents: Mapping[str, str | None]) -> str:
 
 
 def reading(folder: Path, *changes: Mapping[str, Any], **others: Any) -> CampaignConfig:
-    """A campaign whose rounds have these changes, and read one document at most."""
-    return campaign(folder, rounds=rounds(*changes), **{"policy": READ, **others})
+    """A campaign of small suites whose rounds have these changes, and read one document at most."""
+    specs = [{"suite": {"items": 8}, **change} for change in changes]
+    general = {"name": "general", "prompts": "demo://general", "metric": "exact_match", "items": 8}
+    return campaign(
+        folder, rounds=rounds(*specs), **{"policy": READ, "suites": [general], **others}
+    )
 
 
 def growing(folder: Path) -> CampaignConfig:
@@ -161,7 +175,7 @@ def test_weights_and_index_are_measured_apart_where_both_change(grown: Ran) -> N
     records = {
         name: index_of_report(r.report) for name, r in zip(names, ledger.rounds(), strict=True)
     }
-    assert [len(r.parts) if r else None for r in records.values()] == [0, 3, 0]
+    assert [len(r.parts) if r else None for r in records.values()] == [0, 4, 0]
     stored = {
         name: {e.suite: e.mean for e in ledger.evaluations(snapshot or "")}
         for name, snapshot in grown.candidates.items()
@@ -170,7 +184,9 @@ def test_weights_and_index_are_measured_apart_where_both_change(grown: Ran) -> N
         assert scores.both == stored["round1"][scores.suite]
         assert scores.parent == stored["round0"][scores.suite]
     roles = {s.suite: s.role for s in getattr(records["round1"], "parts", ())}
-    assert roles == {"general": "retention", "round0": "retention", "round1": "target"}
+    assert roles == {
+        "general": "retention", "round0": "retention", "round1": "target", "round2": "shown",
+    }  # fmt: skip
     (engine,) = grown.starter.engines
     assert isinstance(engine, Listening)
     # The parent's weights read the new ``b``, the candidate's the old one.
@@ -228,6 +244,53 @@ def test_documents_of_decided_rounds_are_needed_no_more(grown: Ran, tmp_path: Pa
         for spec in grown.config.rounds:
             for file in spec.index.add if spec.index else ():
                 (tmp_path / Path(file).name).rename(file)
+
+
+def test_a_dense_index_is_searched_by_the_base_and_keeps_its_vectors(tmp_path: Path) -> None:
+    """The base's hidden states tell reversals from sums; a second run encodes nothing again."""
+    retrieval = {**READ["retrieval"], "method": "dense", "layer": 1}
+    file = written(tmp_path / "a.jsonl", {"r": "rev _ 9 9 9 9 9 =", "i": "inc _ 9 9 9 9 9 ="})
+    ran = start(
+        reading(
+            tmp_path,
+            {"steps": 0, "index": file},
+            policy={"model": "demo://digits", "retrieval": retrieval},
+        )
+    )
+    (engine,) = ran.starter.engines
+    assert isinstance(engine, Listening)
+    asked = [text for text in engine.read("00-round0") if text.count("=") == 2]
+    assert asked
+    assert all(text.startswith("rev _ 9 9 9 9 9 = rev") for text in asked if " rev _" in text[3:])
+    folder = SnapshotStore(ran.config.folder).open(ran.candidates["round0"] or "").path
+    vectors = load_file(folder / "retrieval/vectors.safetensors")["vectors"]
+    assert vectors.shape[0] == 2
+    assert vectors.norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_examples_of_a_file_are_learnt_and_measured_behind_documents(tmp_path: Path) -> None:
+    """A round of demonstrations: engines score held-out answers behind the documents of their prompts."""
+    rows = [
+        {"prompt": f"rev _ {i % 10} {i // 10} 1 2 3 =", "completion": f" 3 2 1 {i // 10} {i % 10}"}
+        for i in range(60)
+    ]
+    demos = tmp_path / "demos.jsonl"
+    demos.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = start(
+        reading(
+            tmp_path,
+            {
+                "algorithm": "sft", "prompts": None, "rewards": [],
+                "data": {"source": str(demos), "heldout": 0.3},
+                "index": written(tmp_path / "a.jsonl", FIRST),
+            },
+        )
+    )  # fmt: skip
+    (engine,) = ran.starter.engines
+    assert isinstance(engine, Listening)
+    assert all(text.startswith("rev _") for text in engine.scored("base"))
+    read = engine.scored("00-round0")
+    assert read and all(text.startswith("rev max rev _") for text in read)
 
 
 def test_a_rejected_index_leaves_production_with_the_one_before(tmp_path: Path) -> None:
