@@ -29,6 +29,8 @@ from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, rounds
 from tests.unit.hf_engine import HFEngine
 
 READ = {"model": "demo://digits", "retrieval": {"template": "{documents} {prompt}", "top_k": 1}}
+GENERAL = {"name": "general", "prompts": "demo://general", "metric": "exact_match", "items": 8}
+SMALL: dict[str, Any] = {"policy": READ, "suites": [GENERAL]}
 FIRST = {"a": "rev max", "b": "inc max max"}
 SECOND = {"b": "inc max", "c": "sort max"}
 
@@ -77,10 +79,7 @@ def written(path: Path, documents: Mapping[str, str | None]) -> str:
 def reading(folder: Path, *changes: Mapping[str, Any], **others: Any) -> CampaignConfig:
     """A campaign of small suites whose rounds have these changes, and read one document at most."""
     specs = [{"suite": {"items": 8}, **change} for change in changes]
-    general = {"name": "general", "prompts": "demo://general", "metric": "exact_match", "items": 8}
-    return campaign(
-        folder, rounds=rounds(*specs), **{"policy": READ, "suites": [general], **others}
-    )
+    return campaign(folder, rounds=rounds(*specs), **{**SMALL, **others})
 
 
 def growing(folder: Path) -> CampaignConfig:
@@ -224,26 +223,14 @@ def test_a_round_that_was_stopped_ends_with_the_same_index_and_weights(
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_documents_of_decided_rounds_are_needed_no_more(grown: Ran, tmp_path: Path) -> None:
-    from shutil import copytree
-
-    copytree(grown.config.folder, tmp_path / "store")
-    missing = [spec.model_dump(mode="json") for spec in grown.config.rounds]
-    third = rounds({"steps": 0, "index": written(tmp_path / "d.jsonl", {"d": "cmp 1"})})[0]
-    config = campaign(
-        tmp_path,
-        rounds=[*missing, {**third, "name": "late", "prompts": "demo://cmp?n=60"}],
-        policy=READ,
-    )
-    for spec in grown.config.rounds:
-        for file in spec.index.add if spec.index else ():
-            Path(file).rename(tmp_path / Path(file).name)
-    try:
-        assert texts(index_of(start(config), "late")) == {**SECOND, "d": "cmp 1"}
-    finally:
-        for spec in grown.config.rounds:
-            for file in spec.index.add if spec.index else ():
-                (tmp_path / Path(file).name).rename(file)
+def test_documents_of_decided_rounds_are_needed_no_more(tmp_path: Path) -> None:
+    first = {"steps": 0, "index": written(tmp_path / "a.jsonl", FIRST)}
+    start(reading(tmp_path, first))
+    Path(first["index"]).unlink()
+    late = {"steps": 0, "index": written(tmp_path / "d.jsonl", {"d": "cmp 1"})}
+    config = reading(tmp_path, first, {**late, "prompts": "demo://cmp?n=60"})
+    check_campaign(config)
+    assert texts(index_of(start(config), "round1")) == {**FIRST, "d": "cmp 1"}
 
 
 def test_a_dense_index_is_searched_by_the_base_and_keeps_its_vectors(tmp_path: Path) -> None:
