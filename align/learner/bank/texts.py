@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from align.bank.encoder import EncoderIdentity, PromptEncoding, SentenceEncoder
 from align.config.policy import BankConfig, PolicyConfig
@@ -40,8 +41,8 @@ class TextEmbedder:
         """Return the vectors of texts, ``N, C``."""
         for text in texts:
             if text not in self._known:
-                vector = self._encode(text).float().cpu().numpy()
-                self._known[text] = vector / max(float(np.linalg.norm(vector)), 1e-12)
+                vector = self._encode(text).float().cpu()
+                self._known[text] = normalize(vector, dim=0).numpy()
         rows = [self._known[text] for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self._identity.width), dtype=np.float32)
 

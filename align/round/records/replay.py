@@ -118,8 +118,8 @@ def past_examples(
         examples = examples.without(left_out, retired.get(earlier.name, Retired()).examples)
         if units := examples.units_for(spec.algorithm.material):
             known = session.inputs.examples.get(earlier.name, ())
-            units = reading_units(prompted(units, known), documents, session.inputs)
-            streams[earlier.name] = ExampleStream(units, seed_of(session.config.seed, spec.name))
+            read = reading_units(prompted(units, known), documents, session.inputs)
+            streams[earlier.name] = ExampleStream(read, seed_of(session.config.seed, spec.name))
     return streams
 
 
