@@ -20,6 +20,7 @@ from pydantic import (
     SerializeAsAny,
     SerializerFunctionWrapHandler,
     ValidationInfo,
+    WrapValidator,
     field_validator,
     model_serializer,
     model_validator,
@@ -39,7 +40,7 @@ from align.config.replay.replay import ReplayConfig
 from align.config.retention.anchors import AnchorConfig, AnchorsConfig
 from align.config.retention.methods import KLAnchorsConfig, RetentionConfig
 from align.config.retention.registry import retention_from
-from align.config.retrieval.rules import check_index
+from align.config.retrieval.rules import check_index, index_alone
 from align.config.retrieval.settings import Index
 from align.config.rewards import Reward, RewardConfig, check_rewards
 from align.config.rules import (
@@ -188,11 +189,11 @@ class RoundConfig(RoundSettings, ScheduleSettings):
     """Pairs, ratings, demonstrations or texts, for algorithms that learn from a file."""
     rewards: tuple[Reward, ...] = ()
     """Rewards that the round learns from, summed by weight."""
-    steps: Annotated[int, Field(ge=0)]
-    """Number of learner steps; a round of ``external`` takes none and leaves it out. With 0 the round
-    changes the ``index`` alone."""
     index: Index | None = None
     """Change of the index of documents that the policy reads, see ``policy.retrieval``; None: it stays."""
+    steps: Annotated[int, Field(ge=1), WrapValidator(index_alone)]
+    """Number of learner steps; a round of ``external`` takes none and leaves it out. With 0 a round changes
+    its ``index`` alone."""
     overrides: Annotated[tuple[Name, ...], BeforeValidator(listed)] = ()
     """Earlier rounds that ``mode: override`` is limited to; sets that mode. Empty: all earlier rounds."""
     remember: RememberConfig | Literal["all"] | None = None

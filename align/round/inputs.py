@@ -20,7 +20,7 @@ from align.gate.suites.suites import Suite, build_suites
 from align.learner.folder.checks import check_base
 from align.learner.folder.source import check_unchanged
 from align.round.companion_models import check_round_models
-from align.store.stored_base import stored_base
+from align.store.stored_base import StoredBase, stored_base
 from rewards.rubric import Rubric, build_rubric
 from rollouts.chat.probe import check_conversations, probe_turns
 from rollouts.collect import check_lengths
@@ -116,13 +116,8 @@ def load_inputs(
     """
     rubrics = _rubrics(config)
     model = resolve_model(config.policy)
-    if (base := stored_base(config)) is not None:
-        check_unchanged(model, config.policy, base.manifest, config.folder)
-    # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
-    check_base(model, config.policy, resolve_device("auto"), backend=config.rollouts.backend)
-    for index, spec in enumerate(config.rounds):
-        spec.algorithm.check_here(config.home, f"rounds.{index}.algorithm")
-        check_round_models(spec, model, config)
+    base = stored_base(config)
+    _check_models(config, model, base)
     context = context_of(model, config)
     changes = _index_changes(config, model, begun=base is not None)
     awaited = _awaited(config, inbox_rows := inbox_rows or {})
@@ -169,6 +164,17 @@ def load_inputs(
         index_changes=changes,
         longest_answer=longest_answer(config),
     )
+
+
+def _check_models(config: CampaignConfig, model: Path, base: StoredBase | None) -> None:
+    """Check the folders of the base and of what rounds need besides, and the code of their algorithms."""
+    if base is not None:
+        check_unchanged(model, config.policy, base.manifest, config.folder)
+    # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
+    check_base(model, config.policy, resolve_device("auto"), backend=config.rollouts.backend)
+    for index, spec in enumerate(config.rounds):
+        spec.algorithm.check_here(config.home, f"rounds.{index}.algorithm")
+        check_round_models(spec, model, config)
 
 
 def _index_changes(config: CampaignConfig, model: Path, *, begun: bool) -> dict[str, IndexChange]:

@@ -8,7 +8,6 @@ from functools import partial
 
 from align.config.campaign import RewardConfig, RoundConfig
 from align.data.examples.clashes import prompt_name
-from align.data.examples.stream import ExampleStream
 from align.data.mixture import Mixture
 from align.data.replay.buffer import ReplayBuffer
 from align.data.retirement import Retired, retired_of
@@ -16,7 +15,7 @@ from align.data.scorer import Scorer
 from align.learner.references import References
 from align.round.plan import RoundPlan
 from align.round.records.artifacts import earlier_artifacts, first_lines
-from align.round.records.documents import index_lines, next_documents, reading_units
+from align.round.records.documents import index_lines, new_examples, next_documents
 from align.round.records.history import earlier_history
 from align.round.records.rehearsal import rehearsal_of
 from align.round.records.replay import load_replay, past_examples, require_replay, stored_answers
@@ -88,9 +87,7 @@ def plan_round(
     seed = seed_of(session.config.seed, spec.name)
     general = inputs.general.get(spec.name)
     documents, change = next_documents(spec, parent, session)
-    examples = inputs.examples.get(spec.name)
-    if examples is not None:
-        examples = reading_units(examples, documents, inputs)
+    earlier = [(rounds[name], accepted[name]) for name in needed if name in replayed]
     spec = spec.model_copy(update={"algorithm": spec.algorithm.for_round(spec.sampling.max_tokens)})
     barred = barred_prompts(later, retired_parts)
     past = replayed_prompts(spec, parent, repair_prompts, replayed, barred, session)
@@ -107,15 +104,8 @@ def plan_round(
             sampling=spec.sampling,
             replay=spec.replay,
             seed=seed,
-            examples=None if examples is None else ExampleStream(examples, seed),
-            past_examples=past_examples(
-                spec,
-                [(rounds[name], accepted[name]) for name in needed if name in replayed],
-                later,
-                retired_parts,
-                documents,
-                session,
-            ),
+            examples=new_examples(spec, seed, documents, inputs),
+            past_examples=past_examples(spec, earlier, later, retired_parts, documents, session),
             rehearsal=rehearsal_of(
                 spec, parent, past, partial(past_scorer, rounds, replayed, session), session
             ),
@@ -123,9 +113,7 @@ def plan_round(
         ),
         scorer=scorer_of(spec, rounds, shared, replayed, session),
         seed=seed,
-        retired=retired_tokens(
-            retired, retired_parts, buffer.entries, inputs.prompts, inputs.encoder_with(documents)
-        ),
+        retired=retired_tokens(retired, retired_parts, buffer.entries, inputs, documents),
         superseded=frozenset(retired | shared | wholly_retired(retired_parts, asks)),
         artifacts=earlier_artifacts(spec, parent, evidence),
         documents=documents,

@@ -59,8 +59,8 @@ class DocumentReader:
         limit = self._encoder.limit - _answer_tokens(request)
         if isinstance(messages, list) and any(turn.get("role") == "user" for turn in messages):
             columns = {"tools": request["tools"]} if request.get("tools") else {}
-            asked = Prompt(id="request", messages=tuple(messages), columns=columns)
-            shown = self._encoder.reading(asked, limit)
+            question = Prompt(id="request", messages=tuple(messages), columns=columns)
+            shown = self._encoder.reading(question, limit)
             return {**request, "messages": [dict(turn) for turn in shown.messages or ()]}
         if isinstance(prompt, str):
             return {**request, "prompt": self._text(prompt, limit)}

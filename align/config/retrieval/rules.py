@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationInfo, ValidatorFunctionWrapHandler
 
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
 
 
+def index_alone(steps: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> int:
+    """Allow a round to take no steps if it changes the index."""
+    if type(steps) is int and steps == 0 and info.data.get("index") is not None:
+        return 0
+    validated: int = validate(steps)
+    return validated
+
+
 def check_index(spec: RoundConfig) -> None:
-    """Refuse a round that changes nothing, and an index for what reads no documents.
+    """Refuse an index for what reads no documents, and a merge of weights that did not learn.
 
     Raises:
         ValueError: the rule, the value and the remedy.
     """
     if spec.index is None:
-        if spec.steps == 0:
-            raise ValueError(
-                "steps is 0, so the round learns nothing; raise it, or set index to the documents that the "
-                "round adds"
-            )
         return
     if spec.algorithm.makes == "reward_model":
         raise ValueError(

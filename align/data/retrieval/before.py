@@ -17,8 +17,8 @@ def question_of(turns: Sequence[Message]) -> str:
     >>> question_of([{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}])
     'a?'
     """
-    asked = [turn["content"] for turn in turns if turn["role"] == "user"]
-    return str(asked[-1]) if asked and isinstance(asked[-1], str) else ""
+    questions = [turn["content"] for turn in turns if turn["role"] == "user"]
+    return questions[-1] if questions and isinstance(questions[-1], str) else ""
 
 
 def text_with(text: str, documents: Sequence[IndexedDocument], settings: RetrievalConfig) -> str:
@@ -44,8 +44,8 @@ def turns_with(
         if not turns or turns[0]["role"] not in SYSTEM_ROLES:
             content = text_with("", documents, settings).strip()
             return ({"role": "system", "content": content}, *turns)
-        place = 0
+        index = 0
     else:
-        place = max(i for i, turn in enumerate(turns) if turn["role"] == "user")
-    content = text_with(str(turns[place]["content"]), documents, settings)
-    return (*turns[:place], {**turns[place], "content": content}, *turns[place + 1 :])
+        index = max(i for i, turn in enumerate(turns) if turn["role"] == "user")
+    content = text_with(str(turns[index]["content"]), documents, settings)
+    return (*turns[:index], {**turns[index], "content": content}, *turns[index + 1 :])

@@ -55,8 +55,8 @@ class ChangeCounts:
     def sentence(self) -> str:
         """Counts above 0 as words, such as ``3 added, 1 overwritten``."""
         counts = asdict(self)
-        named = {"unknown": "to forget that were not there"}
-        parts = [f"{count} {named.get(name, name)}" for name, count in counts.items() if count]
+        words = {"unknown": "to forget that were not there"}
+        parts = [f"{count} {words.get(name, name)}" for name, count in counts.items() if count]
         return ", ".join(parts) or "nothing changed"
 
 
@@ -119,8 +119,10 @@ class DocumentIndex:
         if question in self._searched:
             self._searched.move_to_end(question)
             return self._searched[question]
-        places = best(self._search.scores(question), self.settings.top_k) if self.documents else []
-        documents = tuple(self.documents[place] for place in places)
+        positions: list[int] = []
+        if self.documents:
+            positions = best(self._search.scores(question), self.settings.top_k)
+        documents = tuple(self.documents[position] for position in positions)
         self._searched[question] = documents
         while len(self._searched) > KEPT:
             self._searched.popitem(last=False)

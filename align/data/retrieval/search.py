@@ -102,4 +102,4 @@ def best(scores: Scores, count: int) -> list[int]:
     [2, 1]
     """
     order = np.argsort(-scores, kind="stable")[:count]
-    return [int(place) for place in order if scores[place] > 0]
+    return [int(position) for position in order if scores[position] > 0]

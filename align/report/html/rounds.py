@@ -36,6 +36,9 @@ from align.store.snapshots.manifest import Manifest
 from rollouts.errors import KeelError
 from rollouts.types import SnapshotId
 
+DECIDED = ("accepted", "rejected")
+"""States of a round with a verdict."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
@@ -135,12 +138,11 @@ def round_view(
     begun = [a for a in attempts if a.index == record.index and a.attempt > 0]
     folder = evidence.store.paths.round(record.index, record.name)
     steps = folder.steps()
-    committed = record.state in ("accepted", "rejected")
-    verdict = Verdict.from_dict(record.report or {}) if committed else None
+    verdict = Verdict.from_dict(record.report or {}) if record.state in DECIDED else None
     folded = folded_row(verdict) if verdict else None
     checks = check_views(verdict, folded) if verdict else []
     reasons = verdict.reasons if verdict else _unjudged(evidence, record)
-    repairs = repairs_of(record.report) if committed else ()
+    repairs = repairs_of(record.report) if verdict else ()
     ranges = sorted(summaries(steps.values()), key=lambda m: m.name.startswith("drift/K_old/"))
     return RoundView(
         index=record.index,
@@ -158,8 +160,8 @@ def round_view(
         reasons=reasons[: limits.reasons],
         reasons_left_out=max(0, len(reasons) - limits.reasons),
         repairs=repairs,
-        merge=merge_of(record.report) if committed else None,
-        documents=index_of_report(record.report) if committed else None,
+        merge=merge_of(record.report) if verdict else None,
+        documents=index_of_report(record.report) if verdict else None,
         repaired=accepted_repair(repairs),
         checks=tuple(checks[: limits.checks]),
         checks_left_out=max(0, len(checks) - limits.checks),

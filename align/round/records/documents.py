@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.config.retrieval.settings import RetrievalConfig
-from align.data.examples import Unit
+from align.data.examples.stream import ExampleStream, Unit
 from align.data.retrieval.encoder import RetrievingEncoder
 from align.data.retrieval.index import ChangeCounts, DocumentIndex
 from align.data.retrieval.record import record_of
@@ -44,6 +44,14 @@ def reading_units(
     if not isinstance(encoder, RetrievingEncoder):
         return units
     return [encoder.reading_unit(unit) for unit in units]
+
+
+def new_examples(
+    spec: RoundConfig, seed: int, documents: DocumentIndex | None, inputs: Inputs
+) -> ExampleStream | None:
+    """Return the examples of a round's own file, read behind documents; None for a round without."""
+    units = inputs.examples.get(spec.name)
+    return None if units is None else ExampleStream(reading_units(units, documents, inputs), seed)
 
 
 def prompted(units: Sequence[Unit], known: Sequence[Unit]) -> list[Unit]:

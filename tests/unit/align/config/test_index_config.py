@@ -34,7 +34,7 @@ def test_short_forms(short: Any, whole: IndexConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"steps": 0}, "steps is 0, so the round learns nothing"),
+        ({"steps": 0}, "greater than or equal to 1"),
         ({"index": {}}, "neither gains nor loses a document"),
         ({"index": {"add": "a.jsonl", "columns": "x"}}, "Extra inputs"),
         (
