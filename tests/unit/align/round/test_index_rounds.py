@@ -275,9 +275,12 @@ def test_examples_of_a_file_are_learnt_and_measured_behind_documents(tmp_path: P
     )  # fmt: skip
     (engine,) = ran.starter.engines
     assert isinstance(engine, Listening)
-    assert all(text.startswith("rev _") for text in engine.scored("base"))
-    read = engine.scored("00-round0")
-    assert read and all(text.startswith("rev max rev _") for text in read)
+    plain, read = (
+        [text for text in engine.scored(version) if "rev _" in text]
+        for version in ("base", "00-round0")
+    )
+    assert plain and all(text.startswith("rev _") for text in plain)
+    assert len(read) >= 8 and all(text.startswith("rev max rev _") for text in read)
 
 
 def test_a_rejected_index_leaves_production_with_the_one_before(tmp_path: Path) -> None:
