@@ -25,7 +25,6 @@ from rollouts.errors import UserError
 from tests.unit.campaigns import ENFORCE, raw_campaign, rounds
 from tests.unit.stores import BETTER, GOOD, HARMFUL, made
 
-
 INDEX = DocumentIndex(
     settings=RetrievalConfig(),
     documents=(IndexedDocument(key="fr", text="Paris is in France.", round="first"),),
