@@ -16,6 +16,7 @@ from align.config.campaign import CampaignConfig
 from align.data.demo.tokenizer import build_tokenizer
 from align.data.retrieval.index import DocumentIndex, read_index
 from align.data.retrieval.record import IndexRecord, PartScores, index_of_report
+from align.report.documents import documents_of
 from align.report.explanation.explain import explain
 from align.report.forecast.check import check_campaign
 from align.report.forecast.forecast import forecast
@@ -192,6 +193,15 @@ def test_weights_and_index_are_measured_apart_where_both_change(grown: Ran) -> N
     assert any(text.startswith("inc max inc _") for text in engine.read("the index alone"))
     assert any(text.startswith("inc max max inc _") for text in engine.read("the weights alone"))
     assert any("round1: " in note and "gained most" in note for note in grown.watcher.notes)
+
+
+def test_documents_of_a_snapshot_can_be_looked_at(grown: Ran) -> None:
+    shown = documents_of(grown.evidence, "round1", query=None, limit=2)
+    assert (shown.total, [d.key for d in shown.documents]) == (3, ["a", "b"])
+    found = documents_of(grown.evidence, "production", query="sort 1?", limit=2)
+    assert (found.total, [d.key for d in found.documents]) == (2, ["c"])
+    with pytest.raises(UserError, match="'base' reads no documents"):
+        documents_of(grown.evidence, "base", query=None, limit=2)
 
 
 def test_a_part_with_more_gain_is_named() -> None:
