@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from align.round.plan import RoundOutcome, RoundPlan
     from align.store.changes.settle import Settled
 
+MOST_INDICES = 4
+"""Versions of the index in memory at a time: those that a verdict compares."""
 StartEngine = Callable[[CampaignConfig, Path, int], RolloutEngine]
 """Starts engines on a base model folder for a context length; returns at once where it can."""
 
@@ -162,6 +164,7 @@ class Session:
     """Documents that the policy which the engines hold reads; None: it reads none."""
     _embedder: TextEmbedder | None = None
     _indices: dict[SnapshotId, DocumentIndex | None] = field(default_factory=dict)
+    """Versions of the index that were read last, by snapshot."""
 
     @property
     def evidence(self) -> Evidence:
@@ -286,6 +289,8 @@ class Session:
     def documents_of(self, snapshot: SnapshotId) -> DocumentIndex | None:
         """Return the index of a snapshot; None if it has none."""
         if snapshot not in self._indices:
+            while len(self._indices) >= MOST_INDICES:
+                del self._indices[next(iter(self._indices))]
             self._indices[snapshot] = read_index(self.folder_of(snapshot), self.embedder)
         return self._indices[snapshot]
 
