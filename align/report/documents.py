@@ -21,7 +21,7 @@ class ShownDocuments:
     """Id of the version."""
     total: int
     documents: tuple[IndexedDocument, ...]
-    """Those that fit the question, best first; without one, the first of all."""
+    """Documents that fit the question, best first; the first of all without a question."""
 
 
 def documents_of(

@@ -74,13 +74,17 @@ class RetrievalConfig(Settings):
                 "remove one"
             )
         unused = [n for n in ("role", "template") if self.changed(n)]
-        if self.form == "tool":
-            raise ValueError(
-                "form is tool, and rounds of this version call no tools; set form to prompt"
-            )
         if self.form == "tool" and unused:
             raise ValueError(
                 f"{unused[0]} is of documents before a prompt, and form is tool; remove {unused[0]}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _calls_no_tools(self) -> Self:
+        if self.form == "tool":
+            raise ValueError(
+                "form is tool, and rounds of this version call no tools; set form to prompt"
             )
         return self
 

@@ -38,7 +38,7 @@ def test_short_forms(short: Any, whole: IndexConfig) -> None:
         ({"index": {}}, "neither gains nor loses a document"),
         ({"index": {"add": "a.jsonl", "columns": "x"}}, "Extra inputs"),
         (
-            {"steps": 0, "index": "a.jsonl", "merge": {"name": "linear", "share": 0.5}},
+            {"steps": 0, "index": "a.jsonl", "merge": "linear"},
             "nothing is trained that could be merged",
         ),
         (
