@@ -83,7 +83,7 @@ def _measured(
         session.engine,
         suites,
         session.encoder,
-        snapshot,
+        title,  # It is neither snapshot: one of them may be what pairs are compared with.
         seed=session.config.seed,
         tell=teller(session, title),
     )
