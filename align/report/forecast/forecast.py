@@ -268,7 +268,8 @@ def _coming(
         completions += merge.samples
     answers = [suite.num_answers for suite in inputs.policy_suites if suite.role != "sealed"]
     # Weights and index are measured apart as well where both change.
-    apart = 2 if spec.index is not None and spec.index.compare and spec.steps else 0
+    compares = spec.index is not None and spec.index.compare and spec.algorithm.learns_here
+    apart = 2 if compares and spec.steps else 0
     return RoundForecast(
         name=spec.name,
         state="resumes" if from_step else "due",
