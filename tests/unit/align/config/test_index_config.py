@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from align.config.campaign import RoundConfig
+from align.config.campaign import CampaignConfig, RoundConfig
 from align.config.policy import PolicyConfig
 from align.config.repair import RepairConfig
 from align.config.retrieval.settings import IndexConfig, RetrievalConfig
-from tests.unit.campaigns import campaign, rounds
+from align.store.changes.earlier_versions import as_read
+from tests.unit.campaigns import campaign, raw_campaign, rounds
 
 ROUND = {"name": "new", "prompts": "demo://rev", "rewards": ["exact_match"], "steps": 1}
 
@@ -85,3 +87,12 @@ def test_campaigns_without_an_index_have_the_content_that_they_had(tmp_path: Pat
     reading = campaign(tmp_path, rounds=rounds({"index": "a.jsonl"}))
     assert reading.hash() != plain.hash()
     assert reading.content()["rounds"][0]["index"]["add"] == ["a.jsonl"]
+
+
+def test_a_round_that_switches_the_repair_of_the_defaults_off_goes_on_so(tmp_path: Path) -> None:
+    raw = raw_campaign(tmp_path)
+    raw["defaults"]["repair"] = {"index": True}
+    raw["rounds"][1]["repair"] = {"index": False}
+    config = CampaignConfig.model_validate(raw)
+    assert [spec.repair.index for spec in config.rounds] == [True, False]
+    assert as_read(json.loads(json.dumps(config.content()))) == config.content()
