@@ -265,6 +265,17 @@ class PromptEncoder:
             raise UserError(f"{prompt.label} has no tokens: {content!r}")
         return ids
 
+    def reread(self, prompt: Prompt, ids: tuple[int, ...], answer: int) -> tuple[int, ...]:
+        """Return the token ids that an encoded prompt is read as by the policy of the moment.
+
+        An encoder that puts something before prompts overrides it; here they are read as they are.
+
+        Args:
+            ids: tokens of the prompt alone.
+            answer: length of the longest answer that follows, in tokens.
+        """
+        return ids
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids without special tokens."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))

@@ -94,14 +94,15 @@ class SentenceEncoder:
         width = int(self._model.get_sentence_embedding_dimension())
         self.identity = EncoderIdentity(kind="sentences", sha256=weights_hash(folder), width=width)
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[PromptIds]) -> Tensor:
         """Return the queries of prompts; see `PromptEncoding`."""
-        rows = [
-            self._model.encode(self._decode(prompt), convert_to_tensor=True).float().cpu()
-            for prompt in prompts
-        ]
-        return torch.stack(rows)
+        return torch.stack([self.vector(self._decode(prompt)) for prompt in prompts])
+
+    @torch.no_grad()
+    def vector(self, text: str) -> Tensor:
+        """Return the vector of a text, in float32 on the CPU."""
+        vector: Tensor = self._model.encode(text, convert_to_tensor=True)
+        return vector.float().cpu()
 
 
 class _Reached(Exception):

@@ -14,8 +14,11 @@ WIDTHS = ("out_features", "word_embedding_dimension", "hidden_size")
 """Settings of a module of sentence-transformers that state the length of its output."""
 
 
-def check_sentence_encoder(folder: Path) -> None:
+def check_sentence_encoder(folder: Path, where: str = WHERE) -> None:
     """Refuse an encoder whose package or folder is missing, before anything is loaded.
+
+    Args:
+        where: setting that names it.
 
     Raises:
         UserError: it cannot be used.
@@ -23,14 +26,14 @@ def check_sentence_encoder(folder: Path) -> None:
     if not (folder / "modules.json").is_file():
         raise UserError(
             f"{folder} is no folder of sentence-transformers: it has no modules.json",
-            where=WHERE,
+            where=where,
             remedy="name a folder that SentenceTransformer.save wrote, or leave encoder out for the "
             "policy's own hidden states",
         )
     if find_spec("sentence_transformers") is None:
         raise UserError(
             "the encoder needs the package sentence-transformers, which is not installed",
-            where=WHERE,
+            where=where,
             remedy="pip install 'keel-align[bank]', or leave encoder out for the policy's own hidden "
             "states",
         )

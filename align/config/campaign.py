@@ -20,6 +20,7 @@ from pydantic import (
     SerializeAsAny,
     SerializerFunctionWrapHandler,
     ValidationInfo,
+    WrapValidator,
     field_validator,
     model_serializer,
     model_validator,
@@ -39,6 +40,8 @@ from align.config.replay.replay import ReplayConfig
 from align.config.retention.anchors import AnchorConfig, AnchorsConfig
 from align.config.retention.methods import KLAnchorsConfig, RetentionConfig
 from align.config.retention.registry import retention_from
+from align.config.retrieval.rules import check_index, index_alone
+from align.config.retrieval.settings import Index
 from align.config.rewards import Reward, RewardConfig, check_rewards
 from align.config.rules import (
     check_anchors,
@@ -186,8 +189,11 @@ class RoundConfig(RoundSettings, ScheduleSettings):
     """Pairs, ratings, demonstrations or texts, for algorithms that learn from a file."""
     rewards: tuple[Reward, ...] = ()
     """Rewards that the round learns from, summed by weight."""
-    steps: Annotated[int, Field(ge=1)]
-    """Number of learner steps; a round of ``external`` takes none and leaves it out."""
+    index: Index | None = None
+    """Change of the index of documents that the policy reads, see ``policy.retrieval``; None: it stays."""
+    steps: Annotated[int, Field(ge=1), WrapValidator(index_alone)]
+    """Number of learner steps; a round of ``external`` takes none and leaves it out. With 0 a round changes
+    its ``index`` alone."""
     overrides: Annotated[tuple[Name, ...], BeforeValidator(listed)] = ()
     """Earlier rounds that ``mode: override`` is limited to; sets that mode. Empty: all earlier rounds."""
     remember: RememberConfig | Literal["all"] | None = None
@@ -207,10 +213,12 @@ class RoundConfig(RoundSettings, ScheduleSettings):
 
     @model_serializer(mode="wrap")
     def _without_overrides(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out unset ``overrides``: stores that are older than the setting have no such key."""
+        """Leave out unset settings that are younger than stores, which have no such key."""
         values: dict[str, Any] = dump(self)
         if not self.overrides:
             values.pop("overrides", None)
+        if self.index is None:
+            values.pop("index", None)
         return values
 
     def replaces(self, earlier: str) -> bool:
@@ -304,6 +312,7 @@ class RoundConfig(RoundSettings, ScheduleSettings):
         check_methods(self)
         check_heldout(self)
         check_staleness(self)
+        check_index(self)
         if "gold_apart" in self.hacking.gate and not self.gold:
             raise ValueError(
                 "hacking.gate names gold_apart, which compares with a gold reward, and there is none; set "

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from align.config.retrieval.settings import RetrievalConfig
 from align.settings import InputPath, Settings
 from rollouts.engines import DEFAULT_BACKEND, ENGINES
 from rollouts.engines.backend import LINEAR_LAYERS
@@ -157,6 +165,9 @@ class PolicyConfig(Settings):
     begins the store decides, and the store keeps the choice."""
     bank: BankConfig | None = None
     """Bank of adapters, one for each round, that prompts retrieve; None: one policy for all rounds."""
+    retrieval: RetrievalConfig | None = None
+    """Search in the index of documents that rounds change with ``index``, which is a part of the policy as
+    its weights are; None: the defaults of these settings, where a round has an ``index``."""
     snapshot_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of whole-model snapshots. bfloat16 halves their size; the gate then measures the rounded
     weights and the next round begins from them, so an update smaller than bfloat16's three digits is lost
@@ -191,6 +202,14 @@ class PolicyConfig(Settings):
     resources: ResourcesConfig = ResourcesConfig()
     """Resources that each of several ``ranks`` reserves; a learner of one rank runs in the driver, which
     reserves nothing."""
+
+    @model_serializer(mode="wrap")
+    def _without_retrieval(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out unset ``retrieval``: stores that are older than the setting have no such key."""
+        values: dict[str, Any] = dump(self)
+        if self.retrieval is None:
+            values.pop("retrieval", None)
+        return values
 
     @model_validator(mode="after")
     def _bank_of_adapters(self) -> Self:

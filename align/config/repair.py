@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from align.settings import Settings
 
@@ -48,6 +48,8 @@ class RepairConfig(Settings):
     model, a round in ``observe`` mode, or a candidate that was refused for how it was trained.
     """
 
+    index: bool = False
+    """Keep the documents that the round added, and give up its weights."""
     interpolate: Switch[InterpolateConfig] = None
     """Move the weights part of the way back to the parent; ``true`` or settings."""
     distil: Switch[DistilConfig] = None
@@ -57,3 +59,11 @@ class RepairConfig(Settings):
     keep: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Smallest share of the failed candidate's gain at the target that a repaired candidate must keep; one
     that passes the gate with less is not taken."""
+
+    @model_serializer(mode="wrap")
+    def _without_index(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out unset ``index``: stores that are older than the setting have no such key."""
+        values: dict[str, Any] = dump(self)
+        if not self.index:
+            values.pop("index", None)
+        return values

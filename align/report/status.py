@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from align.data.retrieval.record import IndexRecord, index_of_report
 from align.gate.evidence import Evidence
 from align.gate.forgetting import ON_FEWER_WORDS, ScoreMatrix
 from align.gate.measurement.results import measured_figures
@@ -46,6 +47,8 @@ class RoundStatus:
     """Reasons that kept the candidate out."""
     scores: Mapping[str, float | None]
     """Mean scores of the candidate by suite; empty before it was measured."""
+    documents: IndexRecord | None = None
+    """Index that the candidate reads; None if it reads none, or before a verdict."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +110,9 @@ def status_of(evidence: Evidence) -> CampaignStatus:
                 if entry.index in records
                 else (),
                 scores=scores_of(evidence, entry.candidate),
+                documents=index_of_report(records[entry.index].report)
+                if entry.index in records
+                else None,
             )
             for entry in entries(evidence)
         ),

@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from align.data.retrieval.record import index_of_report
 from align.gate.evidence import Evidence
 from align.gate.forgetting import ON_FEWER, ON_FEWER_WORDS, ScoreMatrix
 from align.gate.sealed import openings
@@ -105,7 +106,8 @@ def verdict_lines(evidence: Evidence) -> Iterator[RenderableType]:
         head = Text(f"{record.name}: ")
         head.append(outcome_of(verdict), style=STYLES[verdict.outcome])
         yield head
-        for line in summary(verdict):
+        documents = index_of_report(record.report)
+        for line in (*summary(verdict), *(documents.lines if documents else ())):
             yield Text(f"  {line}")
 
     yield from (_amended(entry) for entry in entries if entry.decisions >= len(decided))

@@ -6,22 +6,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from align.bank.folder import check_sentence_encoder
 from align.config.campaign import CampaignConfig, RoundConfig
+from align.config.retrieval.settings import RetrievalConfig
 from align.data.base_model import SCHEMES, load_encoder, resolve_model
 from align.data.examples import Unit
 from align.data.examples.round_data import RoundDataLoader, pool_hash
 from align.data.replay.examples import names_in
+from align.data.retrieval.documents import IndexChange, check_forgotten, load_change
+from align.data.retrieval.encoder import RetrievingEncoder
+from align.data.retrieval.index import DocumentIndex
 from align.gate.suites.suites import Suite, build_suites
 from align.learner.folder.checks import check_base
 from align.learner.folder.source import check_unchanged
 from align.round.companion_models import check_round_models
-from align.store.stored_base import stored_base
+from align.store.stored_base import StoredBase, stored_base
 from rewards.rubric import Rubric, build_rubric
 from rollouts.chat.probe import check_conversations, probe_turns
 from rollouts.collect import check_lengths
-from rollouts.errors import UserError
+from rollouts.errors import UserError, within
 from rollouts.machine.device import resolve_device
-from rollouts.model_config import sizes_of
+from rollouts.model_config import setting, sizes_of, text_config
 from rollouts.prompts import PromptEncoder
 from rollouts.rows import FileRow
 from rollouts.types import Prompt
@@ -59,6 +64,10 @@ class Inputs:
     """Prompts of a round's own file that no round learns from, see `prompt_name`."""
     held_out: Mapping[str, Sequence[Unit]] = field(default_factory=dict)
     """Held-out units of rounds that learn from a file, which their suites measure."""
+    index_changes: Mapping[str, IndexChange] = field(default_factory=dict)
+    """Change of the index that each round with ``index`` makes."""
+    longest_answer: int = 0
+    """Most tokens that a round or suite samples after a prompt."""
 
     @property
     def held_examples(self) -> frozenset[str]:
@@ -69,6 +78,14 @@ class Inputs:
     def policy_suites(self) -> list[Suite]:
         """Suites that policies are measured on: not the held-out pairs of reward models."""
         return [suite for suite in self.suites if suite.target_of not in self.reward_models]
+
+    def encoder_with(self, index: DocumentIndex | None) -> PromptEncoder:
+        """Return the encoder of prompts that are read behind documents of an index; None: behind none."""
+        if index is None or index.settings.form == "tool":
+            return self.encoder
+        return RetrievingEncoder(
+            self.encoder, index, context=self.context, answer=self.longest_answer
+        )
 
     def close(self) -> None:
         """End the worker processes of what suites are measured with."""
@@ -83,7 +100,10 @@ class Inputs:
             "examples": self.examples.get(round_name, ()),
             "texts": self.texts.get(round_name, ()),
         }
-        return {name: pool_hash(pool) for name, pool in pools.items() if pool}
+        hashes = {name: pool_hash(pool) for name, pool in pools.items() if pool}
+        if (change := self.index_changes.get(round_name)) is not None:
+            hashes["documents"] = change.digest
+        return hashes
 
 
 def load_inputs(
@@ -96,14 +116,10 @@ def load_inputs(
     """
     rubrics = _rubrics(config)
     model = resolve_model(config.policy)
-    if (base := stored_base(config)) is not None:
-        check_unchanged(model, config.policy, base.manifest, config.folder)
-    # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
-    check_base(model, config.policy, resolve_device("auto"), backend=config.rollouts.backend)
-    for index, spec in enumerate(config.rounds):
-        spec.algorithm.check_here(config.home, f"rounds.{index}.algorithm")
-        check_round_models(spec, model, config)
+    base = stored_base(config)
+    _check_models(config, model, base)
     context = context_of(model, config)
+    changes = _index_changes(config, model, begun=base is not None)
     awaited = _awaited(config, inbox_rows := inbox_rows or {})
     known = [spec for spec in config.rounds if spec.name not in awaited]
     encoder = _encoder_of(config, model if base is None else base.readable(model))
@@ -145,7 +161,62 @@ def load_inputs(
         held_texts=data.held_texts,
         held_names=data.held_names,
         held_out=data.held_out,
+        index_changes=changes,
+        longest_answer=longest_answer(config),
     )
+
+
+def _check_models(config: CampaignConfig, model: Path, base: StoredBase | None) -> None:
+    """Check the folders of the base and of what rounds need besides, and the code of their algorithms."""
+    if base is not None:
+        check_unchanged(model, config.policy, base.manifest, config.folder)
+    # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
+    check_base(model, config.policy, resolve_device("auto"), backend=config.rollouts.backend)
+    for index, spec in enumerate(config.rounds):
+        spec.algorithm.check_here(config.home, f"rounds.{index}.algorithm")
+        check_round_models(spec, model, config)
+
+
+def _index_changes(config: CampaignConfig, model: Path, *, begun: bool) -> dict[str, IndexChange]:
+    """Read the change of the index that each round makes, in order.
+
+    Args:
+        model: folder of the base.
+        begun: rounds may have been decided, whose documents the file need not name any more.
+
+    Raises:
+        UserError: the first document that cannot be used, or key to forget that no earlier round adds.
+    """
+    retrieval = config.policy.retrieval or RetrievalConfig()
+    layers = setting(text_config(model), "num_hidden_layers") if retrieval.layer else None
+    if layers is not None and retrieval.layer is not None and retrieval.layer > layers:
+        raise UserError(
+            f"the model has {layers} layers, and texts are to be encoded by layer {retrieval.layer}",
+            where="policy.retrieval.layer",
+            remedy=f"set layer to at most {layers}, or leave it out for a third of them",
+        )
+    if retrieval.encoder is not None:
+        check_sentence_encoder(Path(retrieval.encoder).expanduser(), "policy.retrieval.encoder")
+    index, changes = DocumentIndex(settings=retrieval), {}
+    for position, spec in enumerate(config.rounds):
+        if spec.index is None:
+            continue
+        with within(f"rounds.{position}.index"):
+            change = load_change(spec.index)
+            if not begun:
+                check_forgotten(change, index.keys)
+        changes[spec.name] = change
+        index, _ = index.changed(change, spec.name)
+    return changes
+
+
+def longest_answer(config: CampaignConfig) -> int:
+    """Return the most tokens that a round or suite of the campaign samples after a prompt."""
+    stated = [config.defaults.sampling.max_tokens]
+    for spec in config.rounds:
+        stated += [spec.sampling.max_tokens, spec.suite.max_tokens or 0]
+        stated.append(spec.replay.general_tokens or 0)
+    return max([*stated, *(suite.max_tokens or 0 for suite in config.suites)])
 
 
 def _encoder_of(config: CampaignConfig, folder: Path) -> PromptEncoder:

@@ -9,6 +9,8 @@ from pathlib import Path
 from align.config.campaign import RoundConfig
 from align.data.mixture import Mixture
 from align.data.replay.buffer import ReplayBuffer
+from align.data.retrieval.index import ChangeCounts, DocumentIndex
+from align.data.retrieval.record import PartScores
 from align.data.scorer import Scorer
 from align.gate.verdict import Verdict
 from align.learner.references import References
@@ -40,6 +42,10 @@ class RoundPlan:
     superseded: frozenset[str] = frozenset()
     """Earlier rounds that ask the same prompts or were overridden: in a bank this round's adapter takes
     their place."""
+    documents: DocumentIndex | None = None
+    """Documents that the candidate reads, the round's change included; None: it reads none."""
+    documents_change: ChangeCounts | None = None
+    """Numbers of documents that the round touches; None if it leaves the index as it is."""
     repair_prompts: ReplayBuffer | None = None
     """Prompts that repairs may ask for, of all rounds that the gate looks at; None: of what is replayed."""
 
@@ -92,3 +98,5 @@ class RoundOutcome:
     """Records of every candidate, if the gate refused the first and others were tried."""
     merge: MergeOrigin | None = None
     """Origin of the round's own candidate if it was merged; None if it is what was trained."""
+    parts: tuple[PartScores, ...] = ()
+    """Scores of weights and index apart, if the round changed both."""

@@ -8,7 +8,6 @@ from functools import partial
 
 from align.config.campaign import RewardConfig, RoundConfig
 from align.data.examples.clashes import prompt_name
-from align.data.examples.stream import ExampleStream
 from align.data.mixture import Mixture
 from align.data.replay.buffer import ReplayBuffer
 from align.data.retirement import Retired, retired_of
@@ -16,6 +15,7 @@ from align.data.scorer import Scorer
 from align.learner.references import References
 from align.round.plan import RoundPlan
 from align.round.records.artifacts import earlier_artifacts, first_lines
+from align.round.records.documents import index_lines, new_examples, next_documents
 from align.round.records.history import earlier_history
 from align.round.records.rehearsal import rehearsal_of
 from align.round.records.replay import load_replay, past_examples, require_replay, stored_answers
@@ -45,7 +45,7 @@ def begun_round(index: int, spec: RoundConfig, session: Session) -> Iterator[Rou
     plan = plan_round(index, attempt, spec, parent, session)
     if (lookback := session.evidence.look_back(spec.name, "gate")).left_out:
         note(f"{spec.name}: {lookback.sentence}")
-    for line in first_lines(spec, plan.artifacts):
+    for line in (*first_lines(spec, plan.artifacts), *index_lines(plan, session)):
         note(line)
     for line in plan.scorer.isolation_lines():
         note(f"{spec.name}: {line}")
@@ -85,7 +85,9 @@ def plan_round(
     owned = owned_prompts(buffer.entries, asks, inputs.prompts[spec.name])
     repair_prompts = ReplayBuffer(unretired(owned, retired_parts))
     seed = seed_of(session.config.seed, spec.name)
-    general, examples = inputs.general.get(spec.name), inputs.examples.get(spec.name)
+    general = inputs.general.get(spec.name)
+    documents, change = next_documents(spec, parent, session)
+    earlier = [(rounds[name], accepted[name]) for name in needed if name in replayed]
     spec = spec.model_copy(update={"algorithm": spec.algorithm.for_round(spec.sampling.max_tokens)})
     barred = barred_prompts(later, retired_parts)
     past = replayed_prompts(spec, parent, repair_prompts, replayed, barred, session)
@@ -102,14 +104,8 @@ def plan_round(
             sampling=spec.sampling,
             replay=spec.replay,
             seed=seed,
-            examples=None if examples is None else ExampleStream(examples, seed),
-            past_examples=past_examples(
-                spec,
-                [(rounds[name], accepted[name]) for name in needed if name in replayed],
-                later,
-                retired_parts,
-                session,
-            ),
+            examples=new_examples(spec, seed, documents, inputs),
+            past_examples=past_examples(spec, earlier, later, retired_parts, documents, session),
             rehearsal=rehearsal_of(
                 spec, parent, past, partial(past_scorer, rounds, replayed, session), session
             ),
@@ -117,9 +113,11 @@ def plan_round(
         ),
         scorer=scorer_of(spec, rounds, shared, replayed, session),
         seed=seed,
-        retired=retired_tokens(retired, retired_parts, buffer.entries, inputs),
+        retired=retired_tokens(retired, retired_parts, buffer.entries, inputs, documents),
         superseded=frozenset(retired | shared | wholly_retired(retired_parts, asks)),
         artifacts=earlier_artifacts(spec, parent, evidence),
+        documents=documents,
+        documents_change=change,
         repair_prompts=repair_prompts if len(repair_prompts) else None,
     )
 

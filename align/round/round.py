@@ -12,7 +12,10 @@ commits a verdict. Nothing is undone on a rejection: production never moved.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
+from align.data.retrieval.record import record_of, with_index
 from align.learner.batching import build_batch
 from align.learner.teachers.teacher import with_teacher_prompts
 from align.round.measurement.measuring import measure_until_decided
@@ -21,6 +24,7 @@ from align.round.meters import heldout_texts, measure_drift, probe, rollout_metr
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.records.artifacts import keep_artifacts, keep_counters, penalties_of, show_start
 from align.round.records.checkpoints import keep_checkpoint, resume
+from align.round.records.parts import parts_of
 from align.round.records.replay import remember
 from align.round.repair.ladder import repair
 from align.round.rollout_table import keep_rollouts
@@ -57,10 +61,12 @@ def run_round(plan: RoundPlan, session: Session) -> RoundOutcome:
         return judge(candidate_plan, session, candidate.snapshot, before, noticed)
 
     first = attempt(plan) if plan.spec.merge is None else merged(plan, session, make, attempt)
+    parts = parts_of(plan, session, first)
     outcome = repair(plan, first, attempt, session.observer.note)
     remember(plan, session, outcome.candidate)
     if outcome.verdict.accepted:
         keep_artifacts(plan, session, outcome)
+    outcome = replace(outcome, parts=parts)
     commit(plan, session, outcome)
     return outcome
 
@@ -70,9 +76,10 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
 
     The engines hold the learner's weights before and after.
     """
-    spec, encoder = plan.spec, session.inputs.encoder
+    spec = plan.spec
     with phase("start-up"):
         training = session.begin(plan, penalties_of(plan))
+        encoder = session.encoder
         rollouts = StepSampler(
             plan=plan,
             engine=session.engine,
@@ -129,7 +136,9 @@ def publish(plan: RoundPlan, session: Session) -> SnapshotId:
         # No snapshot holds the critic.
         session.training.critic.save(session.run_folder(plan).critic)
     snapshot = session.store.snapshots.publish(
-        session.write_snapshot, session.provenance(plan), code=policy.trust_remote_code
+        partial(session.write_snapshot, plan),
+        session.provenance(plan),
+        code=policy.trust_remote_code,
     )
     session.ledger.record_snapshot(snapshot)
     if policy.may_round or policy.bank is not None:
@@ -142,7 +151,7 @@ def prove(plan: RoundPlan, session: Session) -> None:
     """Compare engines and learner on fresh samples of the round's prompts; see `probe`."""
     prompts = plan.mixture.meter_prompts(session.config.rollouts.probe_sequences)
     max_tokens = plan.spec.sampling.max_tokens
-    probe(session.engine, session.inputs.encoder, session.learner, prompts, max_tokens)
+    probe(session.engine, session.encoder, session.learner, prompts, max_tokens)
 
 
 def judge(
@@ -170,6 +179,12 @@ def judge(
     return RoundOutcome(candidate=candidate, verdict=verdict, look=look)
 
 
+def report_of(plan: RoundPlan, outcome: RoundOutcome) -> dict[str, Any]:
+    """Return the verdict as the ledger keeps it, with what the candidate was made of."""
+    report = with_merge(with_repairs(outcome.verdict.to_dict(), outcome.repairs), outcome.merge)
+    return with_index(report, record_of(plan.documents, plan.documents_change, outcome.parts))
+
+
 def commit(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> None:
     """Make the verdict final; production moves if the candidate was accepted."""
     # A repair may have been judged since.
@@ -179,5 +194,5 @@ def commit(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> None:
         plan.attempt,
         "accepted" if outcome.verdict.accepted else "rejected",
         outcome.candidate,
-        with_merge(with_repairs(outcome.verdict.to_dict(), outcome.repairs), outcome.merge),
+        report_of(plan, outcome),
     )

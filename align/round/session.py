@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from align.bank.routed import RoutedEngine
 from align.config.campaign import CampaignConfig
+from align.data.retrieval.index import DocumentIndex, read_index
 from align.gate.evidence import Evidence
 from align.gate.measurement.progress import SuiteProgress
 from align.gate.measurement.retired import without_retired
@@ -32,9 +33,11 @@ from align.store.run_folder import RunFolder
 from align.store.snapshots.snapshots import CODE, Provenance, Snapshot
 from align.store.store import Store, open_store
 from rollouts.engines.protocol import RolloutEngine
+from rollouts.prompts import PromptEncoder
 from rollouts.types import SnapshotId
 
 if TYPE_CHECKING:
+    from align.learner.bank.texts import TextEmbedder
     from align.learner.learner import Learner
     from align.learner.penalty import MakePenalties
     from align.learner.ranks.group import GroupTraining, LearnerGroup
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     from align.round.plan import RoundOutcome, RoundPlan
     from align.store.changes.settle import Settled
 
+MOST_INDICES = 4
+"""Versions of the index in memory at a time: those that a verdict compares."""
 StartEngine = Callable[[CampaignConfig, Path, int], RolloutEngine]
 """Starts engines on a base model folder for a context length; returns at once where it can."""
 
@@ -155,6 +160,11 @@ class Session:
     """Counts of the retention methods at the end of the present round's own training; empty before it."""
     clock: PhaseClock = field(default_factory=PhaseClock)
     """Wall time of the attempt that runs, by what it is spent on."""
+    documents: DocumentIndex | None = None
+    """Documents that the policy which the engines hold reads; None: it reads none."""
+    _embedder: TextEmbedder | None = None
+    _indices: dict[SnapshotId, DocumentIndex | None] = field(default_factory=dict)
+    """Versions of the index that were read last, by snapshot."""
 
     @property
     def evidence(self) -> Evidence:
@@ -177,6 +187,11 @@ class Session:
         return self.store.ledger
 
     @property
+    def encoder(self) -> PromptEncoder:
+        """Encoder of prompts as the policy reads them, behind their documents if it has an index."""
+        return self.inputs.encoder_with(self.documents)
+
+    @property
     def base(self) -> SnapshotId:
         """Snapshot that the campaign started from."""
         return self.claim.base
@@ -184,6 +199,7 @@ class Session:
     def begin(self, plan: RoundPlan, penalties: MakePenalties) -> Training | GroupTraining:
         """Begin the training of a candidate; that of the candidate before is let go of first."""
         self.training = None
+        self.documents = plan.documents
         self.training = self.learner.begin(
             plan.spec,
             plan.references,
@@ -200,17 +216,18 @@ class Session:
         if bank is None:
             return
         prompts = self.inputs.prompts[plan.spec.name][: bank.prompts]
-        encoded = [self.inputs.encoder.encode(prompt) for prompt in prompts]
+        encoded = [self.encoder.encode(prompt) for prompt in prompts]
         self.learner.begin_adapter(plan.spec.name, encoded, plan.seed, plan.superseded)
 
     @phase("weight sync")
     def hold(self, snapshot: SnapshotId, version: str) -> None:
-        """Give learner and engines a snapshot's weights.
+        """Give learner and engines a snapshot's weights, and its prompts the documents of its index.
 
         Args:
             version: name that the engines sample them under.
         """
         self.learner.load(snapshot)
+        self.documents = self.documents_of(snapshot)
         self.engine.sync(self.learner.weights(version))
 
     def log(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
@@ -259,6 +276,24 @@ class Session:
         """Return the folder of a snapshot; its bytes are verified."""
         return self.claim.folder_of(snapshot)
 
+    @property
+    def embedder(self) -> TextEmbedder | None:
+        """Encoder of a dense index; None where it is searched by words."""
+        from align.learner.bank.texts import embedder_of
+
+        retrieval = self.config.policy.retrieval
+        if self._embedder is None and retrieval is not None and retrieval.method == "dense":
+            self._embedder = embedder_of(self.config.policy, self.folder_of(self.base))
+        return self._embedder
+
+    def documents_of(self, snapshot: SnapshotId) -> DocumentIndex | None:
+        """Return the index of a snapshot; None if it has none."""
+        if snapshot not in self._indices:
+            while len(self._indices) >= MOST_INDICES:
+                del self._indices[next(iter(self._indices))]
+            self._indices[snapshot] = read_index(self.folder_of(snapshot), self.embedder)
+        return self._indices[snapshot]
+
     def is_lost(self, path: Path) -> bool:
         """Tell if sampled answers are not there, or not those that were written."""
         fault = self.store.files.fault_of(path)
@@ -266,13 +301,16 @@ class Session:
             self.observer.note(f"{path.name} {fault}; it is sampled again")
         return fault is not None
 
-    def write_snapshot(self, folder: Path) -> None:
+    def write_snapshot(self, plan: RoundPlan, folder: Path) -> None:
         """Write the policy and its tokenizer, and the code it needs: a snapshot can be served as it is."""
         self.learner.save(folder)
-        self.write_companions(folder)
+        self.write_companions(plan, folder)
 
-    def write_companions(self, folder: Path) -> None:
-        """Write what every snapshot of a policy has besides weights: the campaign's tokenizer and code."""
+    def write_companions(self, plan: RoundPlan, folder: Path) -> None:
+        """Write what every snapshot of a policy has besides weights: the campaign's tokenizer and code, and
+        the documents that it reads."""
+        if plan.documents is not None:
+            plan.documents.write(folder)
         self.inputs.encoder.tokenizer.save_pretrained(folder)
         if self.config.policy.trust_remote_code:
             # Byte for byte the base's, whatever was written.
@@ -291,7 +329,7 @@ class Session:
             seeds={"round": plan.seed},
             data_hashes=self.inputs.data_hashes(plan.spec.name),
             versions=versions(),
-            extra=plan.origin.recorded if plan.origin else {},
+            extra={**(plan.origin.recorded if plan.origin else {}), **_index_entry(plan.documents)},
         )
 
 
@@ -349,6 +387,11 @@ def _load_learner(claim: StoreClaim, stack: ExitStack) -> Learner | LearnerGroup
     if isinstance(learner, LearnerGroup):
         stack.callback(learner.close)
     return learner
+
+
+def _index_entry(index: DocumentIndex | None) -> dict[str, Any]:
+    """Return the entry of a snapshot's manifest that names its index."""
+    return {} if index is None else {"index": {"id": index.id, "documents": len(index.documents)}}
 
 
 def versions() -> dict[str, str]:

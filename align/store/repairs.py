@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from rollouts.types import SnapshotId
 
-RungName = Literal["interpolate", "distil", "rerun", "merge", "run"]
+RungName = Literal["index", "interpolate", "distil", "rerun", "merge", "run"]
 """Rung of the ladder of repairs; ``merge`` and ``run`` are the round's own merge and its further runs."""
 KEY = "repairs"
 """Key under which a round's report lists its candidates, if there was more than one."""

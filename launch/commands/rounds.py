@@ -98,6 +98,35 @@ def rounds_show(
     _metrics("Metrics", tuple(m for m in record.metrics if m.name not in shown))
 
 
+@rounds_app.command("documents")
+def rounds_documents(
+    campaign: CampaignPath,
+    round_name: Annotated[
+        str, typer.Argument(metavar="ROUND", help="A round, production, or a snapshot's id.")
+    ] = "production",
+    query: Annotated[
+        str | None, typer.Option("--query", help="Show what this question is read behind.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Most documents to show.")] = 20,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the documents that a round's policy reads, or those that it finds for a question."""
+    evidence = _evidence(campaign, overrides)
+    from align.report.documents import documents_of
+
+    shown = documents_of(evidence, round_name, query=query, limit=limit)
+    if as_json:
+        print_json(shown)
+        return
+    typer.echo(f"index {shown.index[:12]} of {shown.total} documents, of {shown.snapshot[:16]}")
+    rows = [[document.key, document.round, document.text] for document in shown.documents]
+    if rows:
+        _print("Documents", ["key", "round", "text"], rows)
+    elif query is not None:
+        typer.echo("no document fits the question")
+
+
 @rounds_app.command("diff")
 def rounds_diff(
     campaign: CampaignPath,
@@ -171,6 +200,8 @@ def _detail_lines(record: RoundDetail) -> list[str]:
         ]
     if record.merge is not None:
         lines.append(f"  {record.merge.sentence}")
+    if record.documents is not None:
+        lines += [f"  {sentence}" for sentence in record.documents.lines]
     lines += [
         f"  {repair.sentence}" + ("" if repair.seconds is None else f", {repair.seconds:.0f} s")
         for repair in record.repairs

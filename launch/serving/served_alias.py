@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from align.data.retrieval.index import DocumentIndex, has_index, read_index
 from align.gate.evidence import Evidence
 from launch.serving.bank import ServedBank, base_name, served_bank
 from rollouts.errors import UserError, nearest
@@ -38,6 +39,8 @@ class ServedSnapshot:
     """Folder of full weights: the snapshot's own, or those of its adapter's base."""
     adapter: Adapter | None = None
     bank: ServedBank | None = None
+    index: DocumentIndex | None = None
+    """Documents that it reads; None: it reads none."""
 
     @property
     def probed(self) -> str:
@@ -80,6 +83,15 @@ class ServedAlias:
             )
         return target
 
+    def _index_of(self, folder: Path) -> DocumentIndex | None:
+        """Read the documents of a snapshot, with the encoder of a dense index."""
+        if not has_index(folder):
+            return None
+        from align.learner.bank.texts import embedder_of
+
+        base = self._store.open(self.evidence.base).path
+        return read_index(folder, embedder_of(self.evidence.config.policy, base))
+
     def open(self, snapshot: SnapshotId) -> ServedSnapshot:
         """Open a snapshot and, of an adapter, its base.
 
@@ -94,12 +106,17 @@ class ServedAlias:
                 where=self._alias,
                 remedy="serve an alias that names a policy, such as production",
             )
+        index = self._index_of(stored.path)
         if stored.kind == "model":
-            return ServedSnapshot(snapshot=snapshot, name=self.name, folder=stored.path)
+            return ServedSnapshot(
+                snapshot=snapshot, name=self.name, folder=stored.path, index=index
+            )
         base = self._store.open(self.evidence.base)
         if stored.kind == "bank":
             bank = served_bank(stored.path, self._alias)
-            return ServedSnapshot(snapshot=snapshot, name=self.name, folder=base.path, bank=bank)
+            return ServedSnapshot(
+                snapshot=snapshot, name=self.name, folder=base.path, bank=bank, index=index
+            )
         content = json.loads((stored.path / "adapter_config.json").read_text())
         lora = self.evidence.config.policy.lora
         adapter = Adapter(
@@ -108,4 +125,6 @@ class ServedAlias:
             targets=tuple(content["target_modules"]),
             must_merge=content.get("use_dora", False) or (lora and lora.serve) == "merged",
         )
-        return ServedSnapshot(snapshot=snapshot, name=self.name, folder=base.path, adapter=adapter)
+        return ServedSnapshot(
+            snapshot=snapshot, name=self.name, folder=base.path, adapter=adapter, index=index
+        )

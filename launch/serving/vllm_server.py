@@ -26,10 +26,13 @@ from typing import TypeVar
 import httpx
 
 from align.config.campaign import CampaignConfig
+from align.data.base_model import load_encoder
 from align.gate.evidence import stored_evidence
 from align.report.export.answering import write_answering
+from align.round.inputs import context_of
 from launch.serving.bank import BankChooser, write_modules
 from launch.serving.command import Device, environment, vllm_arguments
+from launch.serving.documents import DocumentReader
 from launch.serving.served_alias import SHOWN, ServedAlias, ServedSnapshot
 from launch.serving.server_files import ServerFiles, claim, clear
 from rollouts.errors import RunError
@@ -60,8 +63,9 @@ class VLLMServer:
         process: subprocess.Popen[bytes],
         log: Path,
         chooser: BankChooser | None = None,
+        reader: DocumentReader | None = None,
     ) -> None:
-        self._chooser = chooser
+        self._chooser, self._reader = chooser, reader
         self._target, self._url, self._key = target, url, key
         self._process, self._log = process, log
 
@@ -81,8 +85,13 @@ class VLLMServer:
         return self._key
 
     async def choose(self, body: bytes) -> bytes:
-        """Return a request's body with the adapter of the bank that answers it; see `BankChooser`."""
-        chooser = self._chooser
+        """Return a request's body with its documents, and with the adapter of the bank that answers it.
+
+        See `DocumentReader` and `BankChooser`.
+        """
+        chooser, reader = self._chooser, self._reader
+        if reader is not None:
+            body = await _in_background(lambda: reader.read(body))
         return body if chooser is None else await _in_background(lambda: chooser.choose(body))
 
     def alive(self) -> bool:
@@ -172,7 +181,8 @@ class VLLMStarter:
                     target.folder, files.scratch / "answering", self.shelf.evidence.config
                 )
             )
-            server = self._launch(target, files, answering, chooser)
+            reader = await _in_background(lambda: self._reader(target))
+            server = self._launch(target, files, answering, chooser, reader)
         except BaseException:
             rmtree(files.scratch, ignore_errors=True)
             raise
@@ -197,12 +207,21 @@ class VLLMStarter:
         )
         return replace(target, bank=replace(bank, modules=modules)), chooser
 
+    def _reader(self, target: ServedSnapshot) -> DocumentReader | None:
+        """Load what puts documents before prompts; None for a snapshot that reads none."""
+        if target.index is None or target.index.settings.form == "tool":
+            return None
+        config = self.shelf.evidence.config
+        encoder = load_encoder(target.folder, config.policy)
+        return DocumentReader(target.index, encoder, context_of(target.folder, config))
+
     def _launch(
         self,
         target: ServedSnapshot,
         files: ServerFiles,
         answering: Sequence[str],
         chooser: BankChooser | None,
+        reader: DocumentReader | None,
     ) -> VLLMServer:
         port, key = free_port(), secrets.token_urlsafe(32)
         arguments = vllm_arguments(
@@ -222,7 +241,15 @@ class VLLMStarter:
             start_new_session=True,
         )
         url = f"http://127.0.0.1:{port}"
-        return VLLMServer(target, url=url, key=key, process=process, log=files.log, chooser=chooser)
+        return VLLMServer(
+            target,
+            url=url,
+            key=key,
+            process=process,
+            log=files.log,
+            chooser=chooser,
+            reader=reader,
+        )
 
 
 def free_port() -> int:

@@ -40,6 +40,7 @@ class Sequences(TypedDict):
     sequence_places: tuple[str, ...]
     sequence_clusters: tuple[str, ...]
     observed: tuple[Spans, ...]
+    sequence_prompts: tuple[Prompt | None, ...]
 
 
 BY_ITEM = ("window", "item")
@@ -93,6 +94,7 @@ def text_sequences(spec: SuiteConfig, where: str, encoder: PromptEncoder) -> Seq
         observed=(),
         sequence_ids=tuple(f"window/{index}" for index in range(len(windows))),
         sequence_places=(),
+        sequence_prompts=(),
         sequence_clusters=_text_clusters(spec, where, text, len(windows), encoder),
     )
 
@@ -173,6 +175,7 @@ def example_sequences(
         observed=tuple(row.observed for row in rows) if any(row.observed for row in rows) else (),
         sequence_ids=tuple(unit.id for unit in units),
         sequence_places=tuple(unit.location for unit in units),
+        sequence_prompts=tuple(unit.prompt for unit in units),
         sequence_clusters=tuple(_example_clusters(units, where, cluster)),
     )
 

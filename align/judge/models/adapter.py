@@ -41,6 +41,11 @@ class AdapterModel(LocalModel):
 
     adapter: Path
 
+    @property
+    def own_folder(self) -> Path:
+        """Folder of the adapter."""
+        return self.adapter
+
     @cached_property
     def encoder(self) -> PromptEncoder:
         """Reader of prompts: the tokenizer saved with the adapter, else its base's."""

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 from align.config.campaign import CampaignConfig
 from align.config.policy import PolicyConfig
 from align.data.base_model import SCHEMES, load_encoder, resolve_model
+from align.data.retrieval.encoder import RetrievingEncoder
+from align.data.retrieval.index import DocumentIndex, read_index
 from align.gate.suites.suites import Suite, build_suites
 from align.judge.models.base import Named
 from align.judge.models.digest import digest_of_model
 from align.judge.suites_file import SuitesFile
 from align.learner.folder.checks import check_served
 from align.report.forecast.fit import check_addresses, check_kv_cache
-from align.round.inputs import context_of
+from align.round.inputs import context_of, longest_answer
 from align.round.session import StartEngine, versions
 from rollouts.engines import DEFAULT_BACKEND, backend_named
 from rollouts.engines.protocol import RolloutEngine
+from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
 
 if TYPE_CHECKING:
@@ -57,6 +60,27 @@ class LocalModel:
         return load_encoder(self.folder, self.policy)
 
     @property
+    def own_folder(self) -> Path:
+        """Folder of what was trained: the model's, or the adapter's."""
+        return self.folder
+
+    @cached_property
+    def index(self) -> DocumentIndex | None:
+        """Documents that the model reads; None: it reads none.
+
+        Raises:
+            UserError: they are searched by an encoder.
+        """
+        index = read_index(self.own_folder)
+        if index is not None and index.settings.method == "dense":
+            raise UserError(
+                "the model reads documents of a dense index, which its campaign's encoder searches",
+                where=self.name,
+                remedy="judge it in a round of the campaign, or a copy of the folder without retrieval/",
+            )
+        return index
+
+    @property
     def context(self) -> int:
         """Prompt plus completion, in tokens, that engines are started for."""
         return context_of(self.folder, self.campaign)
@@ -77,6 +101,8 @@ class LocalModel:
         }
         if (backend := self.file.rollouts.backend) != DEFAULT_BACKEND:
             content["backend"] = backend
+        if self.index is not None:
+            content["index"] = self.index.id
         return json.dumps(content, sort_keys=True)
 
     def suites(self) -> list[Suite]:
@@ -90,8 +116,11 @@ class LocalModel:
         check_addresses(self.folder, self.campaign)
 
     def encoder_of(self, suite: Suite) -> PromptEncoder:
-        """Return the model's own encoder."""
-        return self.encoder
+        """Return the model's own encoder, which puts documents before prompts if the model reads any."""
+        if self.index is None or self.index.settings.form == "tool":
+            return self.encoder
+        answer = longest_answer(self.campaign)
+        return RetrievingEncoder(self.encoder, self.index, context=self.context, answer=answer)
 
     @contextmanager
     def serve(self, start_engine: StartEngine) -> Iterator[RolloutEngine]:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 from align.config.campaign import CampaignConfig, PromptsConfig
 from align.config.gate import Family, Spending
 from align.data.retirement import RetiredItems
+from align.data.retrieval.record import IndexRecord, index_of_report
 from align.gate.checks import Check, Role
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults, paired
@@ -102,6 +103,8 @@ class Explanation:
     that was decided on."""
     merge: MergeOrigin | None = None
     """Origin of the round's own candidate if it was merged; None if it is what was trained."""
+    documents: IndexRecord | None = None
+    """Index that the candidate reads; None if it reads none."""
     objections: tuple[str, ...] = ()
     """Signs that the reward was gamed, which rejected it whatever its suites say."""
     noticed: tuple[str, ...] = ()
@@ -140,6 +143,10 @@ class Explanation:
             )
         if self.merge is not None:
             yield f"{self.merge.sentence}."
+        if self.documents is not None:
+            yield f"It reads {self.documents.sentence}."
+        if self.documents is not None and self.documents.verdict:
+            yield f"Apart: {self.documents.verdict}."
         for entry in self.retired_items:
             yield f"{entry.sentence[0].upper()}{entry.sentence[1:]}."
         yield from (f"Candidate of decision {r.look}: {r.sentence}." for r in self.repairs)
@@ -201,6 +208,7 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         suites=tuple(_story(evidence, verdict, rules[suite], alarms.get(suite)) for suite in names),
         repairs=repairs,
         merge=merge_of(record.report),
+        documents=index_of_report(record.report),
         objections=verdict.inputs.objections,
         noticed=tuple(watch_of(evidence, record).remarks()),
         spending=gate.spending or "campaign",

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from align.config.campaign import RoundConfig
+from align.data.retrieval.index import DOCUMENTS, FOLDER, INDEX
 from align.gate.checks import Check
 from align.gate.evidence import Evidence
 from align.gate.summary import HEAD, RATES, reason_of, verdict_rows
@@ -179,6 +180,11 @@ def _asked(evidence: Evidence, exported: Ancestor) -> str:
     if lines:
         lines.append(
             "- the tokenizer's chat template applies them by itself; a caller may say otherwise"
+        )
+    if (index := exported.manifest.provenance.extra.get("index")) is not None:
+        lines.append(
+            f"- it reads documents, with which it was measured: {index['documents']} of them in "
+            f"`{FOLDER}/{DOCUMENTS}`, searched and put before prompts as `{FOLDER}/{INDEX}` says"
         )
     lines.append(f"- {_text(default_line(evidence.config))}")
     return "\n".join(lines)

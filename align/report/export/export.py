@@ -14,6 +14,7 @@ from shutil import copyfile, rmtree
 
 import yaml
 
+from align.data.retrieval.index import FOLDER, has_index
 from align.gate.evidence import Evidence
 from align.learner.folder.folder import ADAPTER_BASE
 from align.report.export.answering import prepare
@@ -191,6 +192,10 @@ def _write_merged(adapter: Snapshot, base: Snapshot, staged: Path, *, trusted: b
     merged.save_pretrained(staged)
     tokenizer = AutoTokenizer.from_pretrained(adapter.path, trust_remote_code=trusted)
     tokenizer.save_pretrained(staged)
+    if has_index(adapter.path):
+        (staged / FOLDER).mkdir()
+        for file in (adapter.path / FOLDER).iterdir():
+            copyfile(file, staged / FOLDER / file.name)
 
 
 def licence_of(model: Path) -> str:

@@ -19,6 +19,7 @@ from align.report.forecast.reward_calls import call_rewards
 from align.round.inputs import Inputs, load_inputs
 from align.round.merge.checks import merge_lines
 from align.round.records.artifacts import check_stored_artifacts, stateless_lines
+from align.round.records.documents import planned_lines
 from align.round.records.retirement import remaining_suites
 from align.store.changes.amend import dropped_lines
 from align.store.changes.gone import gone_lines, without_gone
@@ -79,6 +80,7 @@ def check_campaign(
                 *(f"round {name}: {report}" for name, report in inputs.reports.items()),
                 *replay_lines(whole.rounds, states),
                 *stateless_lines(whole.rounds, states),
+                *([] if closed else planned_lines(whole, inputs)),
                 *contradiction_lines(whole.rounds, inputs.examples, states, inputs.held_out),
                 *gone,
                 *skipped,

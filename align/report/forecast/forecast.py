@@ -265,6 +265,9 @@ def _coming(
     completions += 0 if from_step else answered(spec, earlier, inputs)
     completions += 0 if merge is None else merge.fitted_answers
     answers = [suite.num_answers for suite in inputs.policy_suites if suite.role != "sealed"]
+    # Weights and index are measured apart as well where both change.
+    compares = spec.index is not None and spec.index.compare and spec.algorithm.learns_here
+    apart = 2 if compares and spec.steps else 0
     return RoundForecast(
         name=spec.name,
         state="resumes" if from_step else "due",
@@ -276,7 +279,7 @@ def _coming(
         general=general,
         completions=completions,
         tokens=completions * spec.sampling.max_tokens,
-        measured=points * sum(answers) if spec.algorithm.makes == "policy" else 0,
+        measured=(points + apart) * sum(answers) if spec.algorithm.makes == "policy" else 0,
         memory=learner_memory(inputs.model, config.policy, spec),
     )
 

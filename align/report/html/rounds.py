@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from align.config.campaign import RoundConfig
+from align.data.retrieval.record import IndexRecord, index_of_report
 from align.gate.checks import Check
 from align.gate.evidence import Evidence
 from align.gate.summary import RATES, VerdictRow, folded_row, reason_of, row_of, severity
@@ -34,6 +35,9 @@ from align.store.run_folder import RoundFolder
 from align.store.snapshots.manifest import Manifest
 from rollouts.errors import KeelError
 from rollouts.types import SnapshotId
+
+DECIDED = ("accepted", "rejected")
+"""States of a round with a verdict."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +95,8 @@ class RoundView:
     """All candidates, if the first was refused and others were tried."""
     merge: MergeOrigin | None
     """Origin of the round's own candidate if it was merged."""
+    documents: IndexRecord | None
+    """Index that the candidate reads."""
     repaired: RepairStep | None
     """The one that was accepted."""
     checks: tuple[CheckView, ...]
@@ -132,12 +138,11 @@ def round_view(
     begun = [a for a in attempts if a.index == record.index and a.attempt > 0]
     folder = evidence.store.paths.round(record.index, record.name)
     steps = folder.steps()
-    committed = record.state in ("accepted", "rejected")
-    verdict = Verdict.from_dict(record.report or {}) if committed else None
+    verdict = Verdict.from_dict(record.report or {}) if record.state in DECIDED else None
     folded = folded_row(verdict) if verdict else None
     checks = check_views(verdict, folded) if verdict else []
     reasons = verdict.reasons if verdict else _unjudged(evidence, record)
-    repairs = repairs_of(record.report) if committed else ()
+    repairs = repairs_of(record.report) if verdict else ()
     ranges = sorted(summaries(steps.values()), key=lambda m: m.name.startswith("drift/K_old/"))
     return RoundView(
         index=record.index,
@@ -155,7 +160,8 @@ def round_view(
         reasons=reasons[: limits.reasons],
         reasons_left_out=max(0, len(reasons) - limits.reasons),
         repairs=repairs,
-        merge=merge_of(record.report) if committed else None,
+        merge=merge_of(record.report) if verdict else None,
+        documents=index_of_report(record.report) if verdict else None,
         repaired=accepted_repair(repairs),
         checks=tuple(checks[: limits.checks]),
         checks_left_out=max(0, len(checks) - limits.checks),

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from align.config.campaign import CampaignConfig
+from align.data.retrieval.record import IndexRecord, index_of_report
 from align.gate.evidence import Evidence
 from align.gate.forgetting import transitions
 from align.gate.measurement.evaluate import ItemResults
@@ -95,6 +96,8 @@ class RoundDetail:
     """Origin of the round's own candidate if it was merged; None if it is what was trained."""
     watch: WatchRecord = field(default_factory=WatchRecord)
     """Signs that the reward was gamed."""
+    documents: IndexRecord | None = None
+    """Index that the candidate reads; None if it reads none, or before a verdict."""
 
     def named(self, prefix: str) -> tuple[Metric, ...]:
         """Return the metrics of one family, such as ``reward/`` or ``drift/``."""
@@ -186,6 +189,7 @@ def detail(evidence: Evidence, name: str) -> RoundDetail:
         repairs=repairs_of(record.report),
         merge=merge_of(record.report),
         watch=watch_of(evidence, record),
+        documents=index_of_report(record.report),
     )
 
 

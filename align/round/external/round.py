@@ -86,7 +86,7 @@ def publish(plan: RoundPlan, session: Session, output: Path) -> SnapshotId:
             config = folder / ADAPTER_FILES[0]
             content = json.loads(config.read_text("utf-8")) | {ADAPTER_BASE: None}
             config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
-        session.write_companions(folder)
+        session.write_companions(plan, folder)
 
     snapshot = session.store.snapshots.publish(
         write, session.provenance(plan), code=policy.trust_remote_code

@@ -53,7 +53,7 @@ def measure_noise(
             seed = seed_of(config.seed, f"aa/{run}")
             tell = teller(session, f"run {run}")
             return evaluate(
-                session.engine, suites, inputs.encoder, production, seed=seed, tell=tell
+                session.engine, suites, session.encoder, production, seed=seed, tell=tell
             )
 
         first, second = measured(1), measured(2)

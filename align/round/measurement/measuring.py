@@ -111,7 +111,7 @@ def _evaluated(
     fresh = evaluate(
         session.engine,
         suites,
-        session.inputs.encoder,
+        session.encoder,
         snapshot,
         seed=session.config.seed,
         tell=teller(session, name),
@@ -278,7 +278,7 @@ def make_needed(session: Session, suites: Sequence[Suite]) -> None:
                 continue
             session.observer.note(needed.note)
             session.hold(needed.snapshot, needed.snapshot_name)
-            needed.write(session.engine, session.inputs.encoder, session.config.seed)
+            needed.write(session.engine, session.encoder, session.config.seed)
             session.store.files.record([needed.path])
 
 

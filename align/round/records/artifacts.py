@@ -220,7 +220,7 @@ def drawn_rows(
         session.engine,
         prompts,
         sizes,
-        session.inputs.encoder,
+        session.encoder,
         plan.sampling,
         seed=seed_of(plan.seed, purpose),
         policy=policy,

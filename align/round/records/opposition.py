@@ -212,7 +212,7 @@ def _by_rewards(
         session.observer.note(f"{spec.name}: {title} answers {len(shared)} prompts of both rounds")
         session.hold(each, title)
         seed = seed_of(session.config.seed, f"override/{spec.name}/{title}")
-        sizes, encoder = [ANSWERS] * len(shared), session.inputs.encoder
+        sizes, encoder = [ANSWERS] * len(shared), session.encoder
         with phase("start-up"):
             groups = collect(
                 session.engine, list(shared.values()), sizes, encoder, sampling, seed, each

@@ -84,7 +84,7 @@ def parents_answers(
             session.engine,
             prompts,
             [1] * len(prompts),
-            session.inputs.encoder,
+            session.encoder,
             sampling,
             seed,
             policy=parent,

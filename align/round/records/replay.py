@@ -18,6 +18,7 @@ from align.data.replay.buffer import ReplayBuffer
 from align.data.replay.examples import OwnedExamples
 from align.data.retirement import Retired
 from align.data.stored_answers import load_answers, save_answers
+from align.round.records.documents import prompted, reading_units
 from align.round.records.history import keep_history
 from align.round.session import seed_of
 from align.round.times.clock import phase
@@ -29,6 +30,7 @@ from rollouts.types import Prompt, RolloutGroup, Sampling, SnapshotId
 
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
+    from align.data.retrieval.index import DocumentIndex
     from align.round.plan import RoundPlan
     from align.round.session import Session
 
@@ -92,6 +94,7 @@ def past_examples(
     accepted: Iterable[tuple[RoundConfig, SnapshotId]],
     asked_later: Mapping[str, AbstractSet[str]],
     retired: Mapping[str, Retired],
+    documents: DocumentIndex | None,
     session: Session,
 ) -> dict[str, ExampleStream]:
     """Return the examples that a round replays, by earlier round; no held-out row is among them.
@@ -100,6 +103,8 @@ def past_examples(
         accepted: earlier rounds that may be replayed, with their snapshots.
         asked_later: names of the prompts that rounds after an earlier one ask, by that one's name.
         retired: parts of earlier rounds that later ones override, by their names.
+        documents: index that prompts are read behind; None: none. An example whose file is gone is read
+            alone, since only its tokens are kept.
     """
     streams: dict[str, ExampleStream] = {}
     if not spec.replay.examples or spec.algorithm.material == "rollouts":
@@ -112,7 +117,9 @@ def past_examples(
         left_out = held_out | asked_later.get(earlier.name, frozenset())
         examples = examples.without(left_out, retired.get(earlier.name, Retired()).examples)
         if units := examples.units_for(spec.algorithm.material):
-            streams[earlier.name] = ExampleStream(units, seed_of(session.config.seed, spec.name))
+            known = session.inputs.examples.get(earlier.name, ())
+            read = reading_units(prompted(units, known), documents, session.inputs)
+            streams[earlier.name] = ExampleStream(read, seed_of(session.config.seed, spec.name))
     return streams
 
 
@@ -150,7 +157,7 @@ def stored_answers(spec: RoundConfig, session: Session) -> list[RolloutGroup]:
             session.engine,
             prompts,
             [1] * len(prompts),
-            session.inputs.encoder,
+            session.encoder,
             sampling,
             seed,
             policy=session.base,

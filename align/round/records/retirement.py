@@ -31,6 +31,7 @@ from align.round.records.opposition import opposed, suite_of
 
 if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
+    from align.data.retrieval.index import DocumentIndex
     from align.gate.suites.suite import Suite
     from align.round.session import Session
     from align.store.ledger.ledger import Ledger
@@ -140,6 +141,7 @@ def retired_tokens(
     parts: Mapping[str, Retired],
     stored: Mapping[str, Sequence[Prompt]],
     inputs: Inputs,
+    documents: DocumentIndex | None,
 ) -> dict[str, frozenset[tuple[int, ...]] | None]:
     """Return the prompts of earlier rounds that are overridden, as tokens; None for rounds that are whole.
 
@@ -147,11 +149,13 @@ def retired_tokens(
         whole: rounds that later ones replace.
         parts: parts of other rounds that later ones override, by their names.
         stored: prompts kept of rounds, whose files may be gone.
+        documents: index that the coming round reads prompts behind; None: none.
     """
     wanted = {name for part in parts.values() for name in part.prompts}
     pools = (*inputs.prompts.values(), *stored.values()) if wanted else ()
     known = {name: p for pool in pools for p in pool if (name := prompt_name(p)) in wanted}
-    ids = {name: inputs.encoder.encode(prompt) for name, prompt in known.items()}
+    encoder = inputs.encoder_with(documents)
+    ids = {name: encoder.encode(prompt) for name, prompt in known.items()}
     tokens = {
         round_: frozenset(ids[name] for name in part.prompts if name in ids)
         for round_, part in parts.items()

@@ -1,6 +1,6 @@
 """Repairs in the order in which they are tried before a candidate that lost something is given up.
 
-    interpolate  ->  distil  ->  rerun  ->  reject
+    index  ->  interpolate  ->  distil  ->  rerun  ->  reject
 
 A step of the ladder is a pure function: from the round's plan, the failed candidate and what the step tried
 so far it gives the plan of another try, or None. A try is trained, published, probed, measured and judged
@@ -16,7 +16,7 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
-from align.round.repair import distil, interpolate, rerun
+from align.round.repair import distil, documents, interpolate, rerun
 from align.round.repair.damage import gain, gained, lost
 from align.round.repair.tried import Tried
 from align.store.repairs import RepairStep, RungName
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 NextPlan = Callable[["RoundPlan", "RoundOutcome", Sequence[Tried]], "RoundPlan | None"]
 
 STEPS: dict[RungName, NextPlan] = {
+    "index": documents.next_plan,
     "interpolate": interpolate.next_plan,
     "distil": distil.next_plan,
     "rerun": rerun.next_plan,
@@ -79,6 +80,8 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tries: Sequence[Tried]) -> 
     has one whose gain was had by gaming the reward.
     """
     verdict = failed.verdict
+    if not plan.spec.steps:  # The weights are the parent's, so there are none to mend.
+        return None
     if verdict.accepted or verdict.inputs.objections or not lost(verdict) or not gained(verdict):
         return None
     for name, propose in STEPS.items():

@@ -180,7 +180,7 @@ class RoundWatch:
             self.session.engine,
             prompts,
             [1] * len(prompts),
-            inputs.encoder,
+            self.session.encoder,
             self.plan.sampling,
             seed=self.plan.seed,
             policy="canaries",

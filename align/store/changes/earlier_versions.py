@@ -77,8 +77,8 @@ def as_then(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content with what it leaves out spelt out.
 
     A round without ``retention`` is held by its anchors alone, one without ``merge`` merges nothing, and of
-    replay it has what it states, whatever the defaults say. Adapters were served where a store of an
-    earlier version says nothing else.
+    replay and repairs it has what it states, whatever the defaults say. Adapters were served where a store
+    of an earlier version says nothing else.
     """
     rounds = [
         {
@@ -86,6 +86,7 @@ def as_then(content: Mapping[str, Any]) -> dict[str, Any]:
             "merge": None,
             **spec,
             "replay": {**UNSET_REPLAY, **(spec.get("replay") or {})},
+            "repair": {"index": False, **(spec.get("repair") or {})},
         }
         for spec in content.get("rounds", ())
     ]

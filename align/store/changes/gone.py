@@ -25,11 +25,12 @@ def without_gone(
     """Return the rounds that can be loaded, without what needs a missing file.
 
     A decided round whose suite is gone is left out; one whose training file is gone keeps only its suite.
+    None needs its documents: they are in the index of its snapshot.
     """
     unmeasured = unmeasurable(rounds, decided)
     return tuple(
         _untrained(spec) if spec.name in decided and _gone(_trained(spec)) else spec
-        for spec in (_without_texts(s) if s.name in decided else s for s in rounds)
+        for spec in (_without_texts(_read(s)) if s.name in decided else s for s in rounds)
         if spec.name not in unmeasured
     )
 
@@ -55,6 +56,11 @@ def _untrained(spec: RoundConfig) -> RoundConfig:
     if data is not None and data.heldout_source is not None and spec.suite.prompts is None:
         return spec.model_copy(update={"data": data.model_copy(update={"source": ""})})
     return spec.model_copy(update={"prompts": None, "data": None})
+
+
+def _read(spec: RoundConfig) -> RoundConfig:
+    """Return the round without its change of the index; one without ``index`` as it is."""
+    return spec if spec.index is None else spec.model_copy(update={"index": None})
 
 
 def _without_texts(spec: RoundConfig) -> RoundConfig:

@@ -46,8 +46,8 @@ from rollouts.types import SnapshotId
 __all__ = ["FileEntry", "Manifest", "Provenance", "Snapshot", "SnapshotKind", "SnapshotStore"]
 
 CODE = ".py"
-SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".jinja", ".model"})
-"""Weights, configs, vocabularies, chat templates, sentencepiece. None of them can run code."""
+SUFFIXES = frozenset({".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".model"})
+"""Weights, configs, documents, vocabularies, chat templates, sentencepiece. None of them can run code."""
 
 Stamp = tuple[tuple[str, int, int, int], ...]
 """Path, size, mtime in ns and inode of every file: changes whenever an ordinary write does."""

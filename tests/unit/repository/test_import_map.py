@@ -40,6 +40,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/data/demo/base.py",
     "align/learner/bank/encoding.py",
     "align/learner/bank/policy_bank.py",
+    "align/learner/bank/texts.py",
     "align/learner/batching.py",
     "align/learner/checkpoint.py",
     "align/learner/heads/critic.py",

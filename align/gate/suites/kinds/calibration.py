@@ -65,6 +65,11 @@ class ChoiceItem:
     """Index of the right choice."""
 
     @property
+    def longest_choice(self) -> int:
+        """Number of tokens of the longest choice."""
+        return max(map(len, self.choice_ids))
+
+    @property
     def requests(self) -> list[ScoreRequest]:
         """One request for the logprobs of each choice."""
         return [
@@ -169,7 +174,7 @@ class CalibrationSuite(PromptSuite):
         """Raise UserError for an item that the context cannot hold with its longest choice."""
         for prompt, item in zip(self.prompts, self.choice_items, strict=True):
             # An engine scores a choice by generating one token after it.
-            needed = len(item.prompt_ids) + max(map(len, item.choice_ids)) + 1
+            needed = len(item.prompt_ids) + item.longest_choice + 1
             if needed > max_model_len:
                 raise UserError(
                     f"suite {self.name!r}: the prompt and its longest choice take {needed} tokens, the "
@@ -186,7 +191,11 @@ class CalibrationSuite(PromptSuite):
         self, engine: RolloutEngine, encoder: PromptEncoder, snapshot: SnapshotId, seed: int
     ) -> ItemResults:
         """Score every choice of every item."""
-        requests = [request for item in self.choice_items for request in item.requests]
+        items = [
+            replace(item, prompt_ids=encoder.reread(prompt, item.prompt_ids, item.longest_choice))
+            for prompt, item in zip(self.prompts, self.choice_items, strict=True)
+        ]
+        requests = [request for item in items for request in item.requests]
         sums = map(math.fsum, engine.score(requests))
         probabilities = [
             item.probabilities(list(islice(sums, len(item.choices))), self.normalise)

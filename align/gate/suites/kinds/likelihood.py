@@ -53,8 +53,7 @@ class LikelihoodSuite(SequenceSuite):
     ) -> ItemResults:
         """Score every text."""
         lengths = self.lengths
-        values = [
-            total / length for total, length in zip(self.logprobs(engine), lengths, strict=True)
-        ]
+        sums = self.logprobs(engine, encoder)
+        values = [total / length for total, length in zip(sums, lengths, strict=True)]
         scores = [checked(Score(value=value, status="scored"), None) for value in values]
         return self.results(snapshot, scores, sum(lengths))

@@ -120,7 +120,7 @@ class PairSuite(SequenceSuite):
         self, engine: RolloutEngine, encoder: PromptEncoder, snapshot: SnapshotId, seed: int
     ) -> ItemResults:
         """Score both answers of every pair; other rules that are right about them stand beside."""
-        sums, lengths = self.logprobs(engine), self.lengths
+        sums, lengths = self.logprobs(engine, encoder), self.lengths
         means = [total / length for total, length in zip(sums, lengths, strict=True)]
         likelier = [float(a > b) for a, b in zip(means[::2], means[1::2], strict=True)]
         longer = wins([float(length) for length in lengths])
@@ -151,4 +151,4 @@ class PairSuite(SequenceSuite):
     def _write_logprobs(
         self, path: Path, engine: RolloutEngine, encoder: PromptEncoder, seed: int
     ) -> None:
-        save_logprobs(path, self.logprobs(engine))
+        save_logprobs(path, self.logprobs(engine, encoder))

@@ -6,7 +6,7 @@ import math
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from align.gate.overlap import Item
 from align.gate.suites.sequences import Sequences, Spans, TokenPair, example_sequences
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from align.config.campaign import RoundConfig
     from align.data.examples import Unit
     from rollouts.prompts import PromptEncoder
+    from rollouts.types import Prompt
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +38,8 @@ class SequenceSuite(Suite, ABC):
     """Document or prompt of every item; empty: every item counts by itself."""
     observed: tuple[Spans, ...] = ()
     """Completion tokens of every sequence that no policy writes; empty: it writes all of them."""
+    sequence_prompts: tuple[Prompt | None, ...] = field(default=(), compare=False)
+    """Prompt of every item, None for a text; empty: all are texts."""
 
     @classmethod
     def of_examples(cls, spec: RoundConfig, index: int, examples: Sequence[Unit]) -> Self:
@@ -112,7 +117,7 @@ class SequenceSuite(Suite, ABC):
         """Return the sequences at some places, with what is known of them."""
         size = self.per_item
 
-        def at(column: Sequence[str]) -> tuple[str, ...]:
+        def at(column: Sequence[Value]) -> tuple[Value, ...]:
             return tuple(column[i] for i in places) if column else ()
 
         def sequences_at(column: Sequence[Any]) -> tuple[Any, ...]:
@@ -124,6 +129,7 @@ class SequenceSuite(Suite, ABC):
             "sequence_ids": at(self.sequence_ids),
             "sequence_places": at(self.sequence_places),
             "sequence_clusters": at(self.sequence_clusters),
+            "sequence_prompts": at(self.sequence_prompts),
         }
 
     def reduced(self, places: Sequence[int]) -> Suite:
@@ -147,9 +153,16 @@ class SequenceSuite(Suite, ABC):
         prompt_ids, completion_ids = self.sequences[0]
         return (*prompt_ids, *completion_ids)
 
-    def logprobs(self, engine: RolloutEngine) -> list[float]:
+    def logprobs(self, engine: RolloutEngine, encoder: PromptEncoder) -> list[float]:
         """Return the log-likelihood of every completion under the engine's weights, in nats."""
-        requests = [ScoreRequest(prompt_ids=p, completion_ids=c) for p, c in self.sequences]
+        size, requests = self.per_item, []
+        prompts = self.sequence_prompts or (None,) * len(self.sequence_ids)
+        for index, prompt in enumerate(prompts):
+            answers = self.sequences[index * size : (index + 1) * size]
+            longest = max(len(completion_ids) for _, completion_ids in answers)
+            for ids, completion_ids in answers:
+                read = ids if prompt is None else encoder.reread(prompt, ids, longest)
+                requests.append(ScoreRequest(prompt_ids=read, completion_ids=completion_ids))
         return [
             math.fsum(logprobs[position] for position in positions)
             for logprobs, positions in zip(engine.score(requests), self._positions, strict=True)

@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from align.campaign import run_campaign
+from align.config.retrieval.settings import RetrievalConfig
 from align.data.demo import BASE_MODEL
+from align.data.retrieval.documents import IndexedDocument
+from align.data.retrieval.index import DocumentIndex
 from align.judge.models import Named, open_model
 from align.judge.models.adapter import AdapterModel, write_merged
 from align.judge.models.local import LocalModel
 from align.judge.suites_file import load_suites_file
 from rollouts.errors import UserError
+from rollouts.types import Prompt
 from tests.unit.align.judge.judging import copied_model, judged, write_suites
 from tests.unit.campaigns import Starter, Watcher, campaign, rounds
 from tests.unit.model_kinds import save_folder
@@ -106,6 +110,28 @@ def test_kinds_of_adapters_are_added_as_peft_computes_them(
         ours = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
     assert torch.allclose(ours, theirs, atol=1e-4)
     assert (ours - plain).abs().max() > 1e-2
+
+
+def test_a_model_with_an_index_is_judged_behind_its_documents(tmp_path: Path, suites: Path) -> None:
+    plain, reading = copied_model(tmp_path / "plain"), copied_model(tmp_path / "reading")
+    documents = (IndexedDocument(key="r", text="rev max", round="first"),)
+    settings = RetrievalConfig(template="{documents} {prompt}")
+    DocumentIndex(settings=settings, documents=documents).write(reading)
+    models = [opened(folder, suites) for folder in (plain, reading)]
+    prompt = Prompt(id="p", text="rev _ 1 2 3 4 5 =")
+    texts = []
+    for model in models:
+        assert isinstance(model, LocalModel)
+        encoder = model.encoder_of(model.suites()[0])
+        texts.append(encoder.decode(encoder.encode(prompt)))
+    assert texts == [prompt.text, f"rev max {prompt.text}"]
+    ours, theirs = (json.loads(model.settings) for model in models)  # type: ignore[attr-defined]
+    assert theirs.keys() - ours.keys() == {"index"}
+    DocumentIndex(settings=RetrievalConfig(method="dense"), documents=documents).write(
+        copied_model(tmp_path / "dense")
+    )
+    with pytest.raises(UserError, match="dense index"):
+        opened(tmp_path / "dense", suites).settings  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_the_base_may_lie_elsewhere(tmp_path: Path, suites: Path) -> None:

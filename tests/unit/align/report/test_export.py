@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from align.config.retrieval.settings import RetrievalConfig
 from align.data.demo import BASE_MODEL
+from align.data.retrieval.documents import IndexedDocument
+from align.data.retrieval.index import DocumentIndex, read_index
 from align.errors import SnapshotError
 from align.gate.evidence import Evidence
 from align.gate.verdict import Verdict
@@ -21,6 +24,11 @@ from align.store.snapshots.snapshots import SnapshotKind
 from rollouts.errors import UserError
 from tests.unit.campaigns import ENFORCE, raw_campaign, rounds
 from tests.unit.stores import BETTER, GOOD, HARMFUL, made
+
+INDEX = DocumentIndex(
+    settings=RetrievalConfig(),
+    documents=(IndexedDocument(key="fr", text="Paris is in France.", round="first"),),
+)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +234,7 @@ def adapter_store(folder: Path) -> Evidence:
             if weight.requires_grad:
                 torch.nn.init.normal_(weight, std=0.1)
         save_adapter(model, at)
+        INDEX.write(at)
         return "adapter"
 
     return made(folder, GOOD, write=files)
@@ -244,6 +253,7 @@ def test_adapters_stay_adapters_or_become_models(tmp_path: Path) -> None:
     assert card(plain)[0]["library_name"] == "peft"
     assert card(merged)[0]["library_name"] == "transformers"
     assert not (merged / "adapter_config.json").exists()
+    assert read_index(plain) == read_index(merged) == INDEX
 
     base = AutoModelForCausalLM.from_pretrained(BASE_MODEL)
     ids = torch.tensor([[1, 2, 3, 4]])

@@ -15,6 +15,7 @@ from align.config.campaign import GateConfig, RoundConfig
 from align.config.repair import DistilConfig, InterpolateConfig, RepairConfig
 from align.data.mixture import Mixture
 from align.data.replay.buffer import ReplayBuffer
+from align.data.retrieval.index import ChangeCounts
 from align.data.scorer import Scorer
 from align.gate.case import VerdictInputs
 from align.gate.checks import Check, Role
@@ -294,6 +295,37 @@ def test_a_rerun_doubles_the_replay_and_halves_the_learning_rate() -> None:
     assert (made.mixture.replay.past, made.mixture.replay.general) == (0.2, 0.1)
     assert made.spec.optimizer.lr == 5e-5
     assert (made.spec.steps, made.references.beginning, made.seed) == (30, None, 7)
+
+
+def test_the_index_alone_is_tried_before_weights_are_mended() -> None:
+    touched = ChangeCounts(added=3, overwritten=0, unchanged=0, forgotten=0, unknown=0)
+    both = replace(plan(repair={**ALL, "index": True}), documents_change=touched)
+    gate = Gate({"index": outcome("", gain=0.4)})
+    ended = gate.climbed(both, FAILED)
+    (made,) = gate.plans
+    assert (made.spec.steps, made.parent, made.references.beginning) == (0, "parent", None)
+    assert ended.candidate == "made by index"
+    told = "the index alone, on the parent's weights: accepted with 80% of the target gain"
+    assert ended.repairs[-1].sentence == told
+    refusing = Gate()
+    refusing.climbed(both, FAILED)
+    assert refusing.tried[:2] == ["index", "interpolate-0.5"]
+
+
+@pytest.mark.parametrize(
+    "change", [None, ChangeCounts(added=0, overwritten=0, unchanged=2, forgotten=0, unknown=1)]
+)
+def test_an_index_that_did_not_change_is_no_repair(change: ChangeCounts | None) -> None:
+    gate = Gate()
+    gate.climbed(replace(plan(repair={"index": True}), documents_change=change), FAILED)
+    assert gate.tried == []
+
+
+def test_a_round_of_no_steps_has_no_weights_to_mend() -> None:
+    gate = Gate()
+    still = plan(steps=0, index={"forget": "key"}, repair=ALL)
+    assert gate.climbed(still, FAILED) == FAILED
+    assert gate.tried == []
 
 
 @given(st.floats(0.0, 0.49), st.floats(0.0, 0.49))
