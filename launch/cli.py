@@ -222,6 +222,23 @@ def demo_smollm(
     typer.echo(f"{folder}: {num_parameters:,} parameters in float32")
 
 
+@demo_app.command("scenario")
+def demo_scenario(
+    names: Annotated[
+        list[str], typer.Argument(help="Scenarios, as the files of configs/scenarios are called.")
+    ],
+    folder: Annotated[Path, typer.Option(help="Where to write them, each in a folder.")] = Path(
+        "runs/scenarios"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of data and weights.")] = 0,
+) -> None:
+    """Generate the data and train the base model of scenarios of lifelong learning, in a minute each."""
+    from align.data.scenarios.folder import write
+
+    for name in names:
+        typer.echo(str(write(name, folder, seed, note=lambda text: typer.echo(text, err=True))))
+
+
 def main() -> None:
     """Run the command line: errors made for people are printed as they are, everything else keeps its
     trace."""

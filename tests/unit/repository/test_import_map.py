@@ -38,6 +38,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/bank/mixing.py",
     "align/bank/router.py",
     "align/data/demo/base.py",
+    "align/data/scenarios/base.py",
     "align/learner/bank/encoding.py",
     "align/learner/bank/policy_bank.py",
     "align/learner/bank/texts.py",

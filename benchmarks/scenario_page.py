@@ -1,0 +1,96 @@
+"""The page of `benchmarks.scenarios`, from the lines of its results file.
+
+The table lies between markers of the page; what is written outside of them stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.data.scenarios import SCENARIOS
+from benchmarks.campaigns import append_result
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
+BEGIN, END = "<!-- table: benchmarks.scenarios -->", "<!-- end of the table -->"
+TIMES = 5.0
+"""Factor by which retained rounds are to forget less than naive ones."""
+
+Line = Mapping[str, Any]
+
+
+def write_page(folder: Path, lines: Sequence[Line]) -> None:
+    """Write the lines and the table into a folder with the page `scenarios.md`."""
+    stored, page = folder / "scenarios.jsonl", folder / "scenarios.md"
+    stored.write_text("")
+    for line in lines:
+        append_result(stored, line)
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{table(lines)}\n\n{END}{after}", encoding="utf-8")
+
+
+COLUMNS: Mapping[str, str] = {
+    "AP": ".3f",
+    "LA": ".3f",
+    "BWT": "+.3f",
+    "FWT": "+.3f",
+    "general": ".3f",
+    "s": ".0f",
+}
+"""Figures of the table, and how a mean is written."""
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Write the Markdown table, naive above retained, and a sentence on each run without a result."""
+    head = ["scenario", "metric", "arm", "gate", *COLUMNS, "forgetting"]
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    notes = []
+    for name, scenario in SCENARIOS.items():
+        arms = {arm: _results_of(lines, name, arm) for arm in ("naive", "retained")}
+        for arm, runs in arms.items():
+            if not runs:
+                notes.append(f"`{name}`, {arm}: not run yet.")
+                continue
+            passed = "/".join(str(sum(run[key] for run in runs)) for key in ("passed", "rounds"))
+            cells = [_written(mean(runs, column), form) for column, form in COLUMNS.items()]
+            compared = comparison(*arms.values()) if arm == "retained" else ""
+            row = [name, scenario.metric, arm, passed, *cells, compared]
+            rows.append(f"| {' | '.join(row)} |")
+    notes += [
+        f"`{line['scenario']}`, {line['arm']}: {line['error']}" for line in lines if "error" in line
+    ]
+    return "\n\n".join(["\n".join(rows), *notes])
+
+
+def comparison(naive: Sequence[Line], retained: Sequence[Line]) -> str:
+    """Say by how many times retained rounds forget less than naive ones; forgetting is -BWT, at least 0."""
+    losses = [mean(runs, "BWT") for runs in (naive, retained)]
+    if None in losses:
+        return "not measured"
+    lost, kept = (max(0.0, -loss) for loss in losses if loss is not None)
+    if lost == 0.0:
+        return "naive forgets nothing"
+    if kept == 0.0:
+        return "none is left"
+    factor = f"{lost / kept:.1f} times less"
+    return factor if lost >= TIMES * kept else f"{factor}: **not {TIMES:g} times**"
+
+
+def mean(runs: Sequence[Line], name: str) -> float | None:
+    """Return a figure's mean over the runs that have it."""
+    values = [run[name] for run in runs if run.get(name) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _results_of(lines: Sequence[Line], scenario: str, arm: str) -> list[Line]:
+    return [
+        line for line in lines
+        if (line["scenario"], line["arm"]) == (scenario, arm) and "error" not in line
+    ]  # fmt: skip
+
+
+def _written(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"

@@ -1,0 +1,67 @@
+"""The table of scenarios: its verdicts by hand, and the page as its lines make it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from align.data.scenarios import SCENARIOS
+from benchmarks.campaigns import load_results
+from benchmarks.scenario_page import BEGIN, END, FOLDER, comparison, table, write_page
+
+
+def run(arm: str, bwt: float | None, **changes: Any) -> dict[str, Any]:
+    return {
+        "key": f"editing-{arm}", "scenario": "editing", "arm": arm, "seed": 0, "rounds": 3,
+        "passed": 2, "AP": 0.5, "LA": 0.75, "BWT": bwt, "FWT": None, "general": 1.0, "s": 12.4, **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("naive", "retained", "sentence"),
+    [
+        (-0.5, -0.05, "10.0 times less"),
+        (-0.5, -0.1, "5.0 times less"),
+        (-0.5, -0.125, "4.0 times less: **not 5 times**"),
+        (-0.1, -0.2, "0.5 times less: **not 5 times**"),
+        (-0.5, 0.0, "none is left"),
+        (-0.5, 0.2, "none is left"),
+        (0.0, -0.2, "naive forgets nothing"),
+        (-0.5, None, "not measured"),
+    ],
+)
+def test_forgetting_is_compared(naive: float, retained: float | None, sentence: str) -> None:
+    assert comparison([run("naive", naive)], [run("retained", retained)]) == sentence
+
+
+def test_rows_are_means_over_seeds_and_errors_are_told() -> None:
+    lines = [
+        run("naive", -0.25),
+        run("naive", -0.75, seed=1, passed=1),
+        {"key": "x", "scenario": "editing", "arm": "retained", "seed": 0, "error": "UserError: no"},
+    ]
+    written = table(lines)
+    row = next(row for row in written.splitlines() if row.startswith("| editing | "))
+    cells = [cell.strip() for cell in row.split("|")[3:-1]]
+    assert cells == ["naive", "3/6", "0.500", "0.750", "-0.500", "", "1.000", "12", ""]
+    assert "`editing`, retained: UserError: no" in written
+    assert "`editing`, retained: not run yet." in written
+
+
+def test_the_page_is_what_its_lines_make() -> None:
+    lines = [*load_results(FOLDER / "scenarios.jsonl").values()]
+    text = (FOLDER / "scenarios.md").read_text(encoding="utf-8")
+    assert text.partition(BEGIN)[2].partition(END)[0].strip() == table(lines)
+    assert {line["scenario"] for line in lines} <= {*SCENARIOS}
+
+
+def test_a_page_keeps_what_stands_outside_of_the_table(tmp_path: Any) -> None:
+    (tmp_path / "scenarios.md").write_text(f"# Before\n\n{BEGIN}\n\nold\n\n{END}\n\nAfter\n")
+    write_page(tmp_path, [run("naive", -0.5)])
+    text = (tmp_path / "scenarios.md").read_text()
+    assert text.startswith("# Before\n")
+    assert text.endswith("After\n")
+    assert "old" not in text
+    assert "| editing | efficacy | naive | 2/3 |" in text
+    assert [*load_results(tmp_path / "scenarios.jsonl")] == ["editing-naive"]
