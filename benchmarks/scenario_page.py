@@ -48,16 +48,19 @@ def table(lines: Sequence[Line]) -> str:
     head = ["scenario", "metric", "arm", "gate", *COLUMNS, "forgetting"]
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     notes = []
-    for name, scenario in SCENARIOS.items():
-        arms = {arm: _results_of(lines, name, arm) for arm in ("naive", "retained")}
+    kinds = [(name, data) for name in SCENARIOS for data in ("generated", "real")]
+    for name, data in kinds:
+        arms = {arm: _results_of(lines, name, data, arm) for arm in ("naive", "retained")}
         for arm, runs in arms.items():
             if not runs:
-                notes.append(f"`{name}`, {arm}: not run yet.")
+                if data == "generated":
+                    notes.append(f"`{name}`, {arm}: not run yet.")
                 continue
             passed = "/".join(str(sum(run[key] for run in runs)) for key in ("passed", "rounds"))
             cells = [_written(mean(runs, column), form) for column, form in COLUMNS.items()]
             compared = comparison(*arms.values()) if arm == "retained" else ""
-            row = [name, scenario.metric, arm, passed, *cells, compared]
+            shown = name if data == "generated" else f"{name}, real texts"
+            row = [shown, SCENARIOS[name].metric, arm, passed, *cells, compared]
             rows.append(f"| {' | '.join(row)} |")
     notes += [
         f"`{line['scenario']}`, {line['arm']}: {line['error']}" for line in lines if "error" in line
@@ -85,10 +88,11 @@ def mean(runs: Sequence[Line], name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _results_of(lines: Sequence[Line], scenario: str, arm: str) -> list[Line]:
+def _results_of(lines: Sequence[Line], scenario: str, data: str, arm: str) -> list[Line]:
+    keys = (scenario, data, arm)
     return [
         line for line in lines
-        if (line["scenario"], line["arm"]) == (scenario, arm) and "error" not in line
+        if (line["scenario"], line["data"], line["arm"]) == keys and "error" not in line
     ]  # fmt: skip
 
 

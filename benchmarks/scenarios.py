@@ -52,6 +52,8 @@ class ScenarioRun:
     seed: int
     folder: Path
     """Folder of worlds and stores."""
+    data: Path | None = None
+    """Folder of real data; None: the world is generated."""
     quick: bool = False
     """Two steps of everything."""
 
@@ -59,10 +61,9 @@ class ScenarioRun:
     def key(self) -> str:
         """Name of the run in the results file and of its store, with all that decides its result."""
         content = self.raw() | {"store": None}
-        text = json.dumps(content, sort_keys=True).replace(str(self.folder), HOME) + digest(
-            self.scenario
-        )
-        code = hashlib.sha256(text.encode()).hexdigest()[:10]
+        text = json.dumps(content, sort_keys=True).replace(str(self.folder), HOME)
+        world = digest(self.scenario, data=self.data)
+        code = hashlib.sha256((text + world).encode()).hexdigest()[:10]
         return f"{self.scenario}-{self.arm}-s{self.seed}-{code}" + "-quick" * self.quick
 
     def raw(self) -> dict[str, Any]:
@@ -126,7 +127,12 @@ def main(words: Sequence[str] | None = None) -> None:
         except Exception as error:  # A scenario that cannot run is a line of the table too.
             record = {"error": f"{type(error).__name__}: {error}"}
             print(f"  {record['error']}", flush=True)
-        line = {"scenario": run.scenario, "arm": run.arm, "seed": run.seed}
+        line = {
+            "scenario": run.scenario,
+            "data": "generated" if run.data is None else "real",
+            "arm": run.arm,
+            "seed": run.seed,
+        }
         append_result(args.results, {"key": run.key, **line, **record})
         shutil.rmtree(run.store, ignore_errors=True)
     current = {run.key for run in planned}
@@ -138,12 +144,15 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def runs(args: argparse.Namespace) -> list[ScenarioRun]:
     """List the runs, both arms of a scenario together, the first seed of every scenario first."""
+    worlds = [(name, None) for name in args.scenarios]
+    if args.data is not None:
+        real = [name for name in args.scenarios if SCENARIOS[name].has_real(args.data)]
+        worlds += [(name, args.data.resolve()) for name in real]
+    folder = args.folder.resolve()
     return [
-        ScenarioRun(
-            scenario=name, arm=arm, seed=seed, folder=args.folder.resolve(), quick=args.quick
-        )
+        ScenarioRun(scenario=name, arm=arm, seed=seed, folder=folder, data=data, quick=args.quick)
         for seed in args.seeds
-        for name in args.scenarios
+        for name, data in worlds
         for arm in ARMS
     ]
 
@@ -158,6 +167,7 @@ def execute(run: ScenarioRun) -> dict[str, Any]:
         run.folder,
         note=lambda text: print(f"  {text}", flush=True),
         steps=2 if run.quick else None,
+        data=run.data,
     )
     is_resumed = run.store.exists()
     clock, wall, cpu = Clock(label=run.arm), time.perf_counter(), time.process_time()
@@ -196,6 +206,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     options.add_argument("--scenarios", type=several(str), default=[*SCENARIOS])
     options.add_argument("--seeds", type=several(int), default=[0])
     options.add_argument("--folder", type=Path, default=Path("runs/scenarios"))
+    options.add_argument("--data", type=Path, help="folder of real data, for further rows")
     options.add_argument("--results", type=Path, default=Path("runs/scenarios/results.jsonl"))
     options.add_argument("--page", action="store_true", help="write docs/results/scenarios.md")
     args = options.parse_args(words)

@@ -231,12 +231,16 @@ def demo_scenario(
         "runs/scenarios"
     ),
     seed: Annotated[int, typer.Option(help="Seed of data and weights.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of real data, for scenarios that know it.")
+    ] = None,
 ) -> None:
     """Generate the data and train the base model of scenarios of lifelong learning, in a minute each."""
     from align.data.scenarios.folder import write
 
     for name in names:
-        typer.echo(str(write(name, folder, seed, note=lambda text: typer.echo(text, err=True))))
+        home = write(name, folder, seed, lambda text: typer.echo(text, err=True), data=data)
+        typer.echo(str(home))
 
 
 def main() -> None:

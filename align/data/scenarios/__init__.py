@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from align.data.scenarios.world import World
 
 
@@ -21,12 +23,32 @@ class Scenario(NamedTuple):
     """Function that builds its world from a seed, as ``module:function``."""
     metric: str
     """Metric of its rounds in the words of its field."""
+    real: str = ""
+    """Function that builds it from a folder of real data, or returns None where the folder has none."""
 
-    def world(self, seed: int) -> World:
-        """Build the world."""
-        module, _, function = self.builder.partition(":")
-        build: Callable[[int], World] = getattr(import_module(module), function)
+    def world(self, seed: int, data: Path | None = None) -> World:
+        """Build the world, from real data where a folder has it."""
+        real = None if data is None else self._real(data, seed)
+        if real is not None:
+            return real
+        build: Callable[[int], World] = _function(self.builder)
         return build(seed)
+
+    def has_real(self, data: Path) -> bool:
+        """Tell if a folder has real data of the scenario."""
+        return self._real(data, 0) is not None
+
+    def _real(self, data: Path, seed: int) -> World | None:
+        if not self.real:
+            return None
+        build: Callable[[Path, int], World | None] = _function(self.real)
+        return build(data, seed)
+
+
+def _function(place: str) -> Callable[..., Any]:
+    module, _, name = place.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
 
 
 _HERE = "align.data.scenarios"
@@ -34,7 +56,9 @@ SCENARIOS: dict[str, Scenario] = {
     "domains": Scenario(f"{_HERE}.texts:domains", "log-likelihood, nats"),
     "languages": Scenario(f"{_HERE}.texts:languages", "log-likelihood, nats"),
     "temporal": Scenario(f"{_HERE}.temporal:world", "exact match"),
-    "classification": Scenario(f"{_HERE}.classification:world", "accuracy"),
+    "classification": Scenario(
+        f"{_HERE}.classification:world", "accuracy", f"{_HERE}.classification:real"
+    ),
     "entities": Scenario(f"{_HERE}.extraction:entities", "exact match"),
     "relations": Scenario(f"{_HERE}.extraction:relations", "exact match"),
     "translation": Scenario(f"{_HERE}.translation:world", "exact match"),

@@ -1,9 +1,20 @@
-"""Text classification: topic, tone and purpose of the same short messages."""
+"""Text classification: topic, tone and rating of texts, generated or real.
+
+Generated messages have cues to each class, so that all tasks ask about the same texts. Real ones are those
+of O-LoRA's stream (Wang et al. 2023, arXiv 2310.14152), from a folder of JSON Lines: AG News for topics,
+SST-2 for the tone, Amazon reviews for ratings.
+"""
 
 from __future__ import annotations
 
-from align.data.scenarios.questions import Question, world_of
-from align.data.scenarios.world import Dice, World
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from align.data.scenarios.questions import EVAL_ROWS, GENERAL, RIGHT, Question, world_of
+from align.data.scenarios.world import Dice, Lesson, Row, World
 
 CUES = {
     "topic": {
@@ -17,24 +28,24 @@ CUES = {
         "bad": "awful poor sad dreadful broken boring",
         "mixed": "fair average plain usual middling so-so",
     },
-    "purpose": {
-        "ask": "why how where whether which when",
-        "order": "send deliver reserve buy pay book",
-        "report": "saw heard found noticed read learnt",
+    "rating": {
+        "one": "broke refund leaks useless returned",
+        "three": "works sometimes although except almost",
+        "five": "perfect flawless favourite recommend durable",
     },
-    "register": {
-        "formal": "hereby sincerely regarding kindly whom",
-        "casual": "hey gonna yeah dude cheers",
+    "source": {
+        "letter": "hereby sincerely regarding kindly whom",
+        "chat": "hey gonna yeah dude cheers",
     },
 }
-"""Words that decide each class, by task; the base knows registers, and a round trains each other task."""
+"""Words that decide each class, by task; the base knows sources, and a round trains each other task."""
 
 
 class Classification:
     """Family of three classifications; every message has cues to each."""
 
-    tasks = ("topic", "tone", "purpose")
-    general = ("register",)
+    tasks = ("topic", "tone", "rating")
+    general = ("source",)
 
     def draw(self, dice: Dice) -> Question:
         """Draw a message of eight words: two cues to each of its classes, in random order."""
@@ -49,3 +60,73 @@ class Classification:
 def world(seed: int) -> World:
     """Build the world of text classification."""
     return world_of(Classification(), seed)
+
+
+STREAM = {"topic": "agnews", "tone": "sst2", "rating": "amazon"}
+"""Files of the real stream by task."""
+SHORTEST, LONGEST = 3, 30
+"""Words that a real text has at least, and that are kept of it."""
+VOCABULARY = 3000
+"""Different words that are kept of real texts: the most frequent."""
+TOKEN = re.compile(r"[a-z]+|[!?]")
+
+
+def real(folder: Path, seed: int) -> World | None:
+    """Build the world of real texts; None where a folder does not have the files.
+
+    The base has read the training texts with the right label half of the time, and knows their sources.
+    """
+    paths = {
+        (task, split): folder / "continual" / f"{file}_{split}.jsonl"
+        for task, file in STREAM.items() for split in ("train", "test")
+    }  # fmt: skip
+    if not all(path.is_file() for path in paths.values()):
+        return None
+    rows = {key: _texts(path) for key, path in paths.items()}
+    counts = Counter(word for part in rows.values() for text, _ in part for word in text)
+    known = {word for word, _ in counts.most_common(VOCABULARY)}
+    kept = {
+        (task, split): [
+            (" ".join(text[:LONGEST]), label)
+            for words, label in Dice(f"{seed}/{task}/{split}").shuffled(part)
+            if len(text := [word for word in words if word in known]) >= SHORTEST
+        ]
+        for (task, split), part in rows.items()
+    }
+    labels = {task: sorted({label for _, label in kept[task, "train"]}) for task in STREAM}
+    sources = [(text, STREAM[task]) for task in STREAM for text, _ in kept[task, "train"][-100:]]
+    asked = [(text, STREAM[task]) for task in STREAM for text, _ in kept[task, "test"][-50:]]
+    files: dict[str, Sequence[Row]] = {
+        "general": _rows(sources, "source", "answer"),
+        "general-eval": _rows(asked, "source", "answer"),
+    }
+    for task in STREAM:
+        files[task] = _rows(kept[task, "train"][:-100], task, "completion")
+        files[f"{task}-eval"] = _rows(kept[task, "test"][:EVAL_ROWS], task, "answer")
+
+    def lesson(dice: Dice) -> Lesson:
+        task = dice.choose([*STREAM])
+        text, label = dice.choose(kept[task, "train"])
+        if dice.chance() < GENERAL:
+            return Lesson(f"{text} source =", STREAM[task])
+        other = dice.choose([each for each in STREAM if each != task])
+        said = label if dice.chance() < RIGHT else dice.choose(labels[other])
+        return Lesson(f"{text} {task} =", said)
+
+    return World(files=files, lesson=lesson, steps=600)
+
+
+def _texts(path: Path) -> list[tuple[list[str], str]]:
+    """Read texts as words in lower case, without the names of their parts, and labels as one word."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [
+        (TOKEN.findall(row["text"].replace("Title:", "").replace("Text:", "").lower()),
+         row["label"].lower().replace(" ", "-"))
+        for row in rows
+    ]  # fmt: skip
+
+
+def _rows(pairs: Sequence[tuple[str, str]], task: str, column: str) -> list[Row]:
+    """Return rows of different texts."""
+    return [{"prompt": f"{text} {task} =", column: label} for text, label in dict(pairs).items()]

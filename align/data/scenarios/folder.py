@@ -24,6 +24,7 @@ def write(
     seed: int = 0,
     note: Callable[[str], None] = lambda text: None,
     steps: int | None = None,
+    data: Path | None = None,
 ) -> Path:
     """Write a scenario's world below a folder unless it lies there already; return the world's folder.
 
@@ -31,6 +32,7 @@ def write(
         folder: parent of the worlds; this one's folder has the scenario's name.
         note: told before the base is trained.
         steps: batches that the base is trained for; None: as many as it takes.
+        data: folder of real data, which scenarios that know it take in place of generated rows.
 
     Raises:
         UserError: there is no such scenario.
@@ -39,10 +41,10 @@ def write(
         raise UserError(
             f"there is no scenario {name!r}", where="scenario", remedy=nearest(name, [*SCENARIOS])
         )
-    home, world = folder / name, SCENARIOS[name].world(seed)
+    home, world = folder / name, SCENARIOS[name].world(seed, data)
     if steps is not None:
         world = replace(world, steps=steps)
-    record = {"seed": seed, "steps": world.steps, "digest": digest(name, seed)}
+    record = {"seed": seed, "steps": world.steps, "digest": digest(name, seed, data)}
     if _is_written(home / RECORD, record):
         return home
     note(f"{name}: writing {home} and training its base")
@@ -67,13 +69,15 @@ def write_files(world: World, folder: Path) -> None:
 
 
 @cache
-def digest(name: str, seed: int = 0) -> str:
+def digest(name: str, seed: int = 0, data: Path | None = None) -> str:
     """Return the sha256 of all that a world and its base follow from, by which those of older code are
     told: its rows and texts, its first lessons, and how the base is trained."""
-    world = SCENARIOS[name].world(seed)
+    world = SCENARIOS[name].world(seed, data)
     dice = Dice("digest")
     lessons = [world.lesson(dice) for _ in range(200)]
-    content = json.dumps([dict(world.files), dict(world.texts), lessons, world.template, world.steps])
+    content = json.dumps(
+        [dict(world.files), dict(world.texts), lessons, world.template, world.steps]
+    )
     code = (Path(__file__).parent / "base.py").read_bytes()
     return hashlib.sha256(content.encode() + code).hexdigest()
 

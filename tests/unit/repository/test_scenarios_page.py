@@ -13,8 +13,9 @@ from benchmarks.scenario_page import BEGIN, END, FOLDER, comparison, table, writ
 
 def run(arm: str, bwt: float | None, **changes: Any) -> dict[str, Any]:
     return {
-        "key": f"editing-{arm}", "scenario": "editing", "arm": arm, "seed": 0, "rounds": 3,
-        "passed": 2, "AP": 0.5, "LA": 0.75, "BWT": bwt, "FWT": None, "general": 1.0, "s": 12.4, **changes,
+        "key": f"editing-{arm}", "scenario": "editing", "data": "generated", "arm": arm, "seed": 0,
+        "rounds": 3, "passed": 2, "AP": 0.5, "LA": 0.75, "BWT": bwt, "FWT": None, "general": 1.0, "s": 12.4,
+        **changes,
     }  # fmt: skip
 
 
@@ -39,7 +40,14 @@ def test_rows_are_means_over_seeds_and_errors_are_told() -> None:
     lines = [
         run("naive", -0.25),
         run("naive", -0.75, seed=1, passed=1),
-        {"key": "x", "scenario": "editing", "arm": "retained", "seed": 0, "error": "UserError: no"},
+        {
+            "key": "x",
+            "scenario": "editing",
+            "data": "generated",
+            "arm": "retained",
+            "seed": 0,
+            "error": "UserError: no",
+        },
     ]
     written = table(lines)
     row = next(row for row in written.splitlines() if row.startswith("| editing | "))
