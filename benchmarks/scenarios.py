@@ -70,7 +70,8 @@ class ScenarioRun:
         """Return the campaign as a mapping, with absolute paths and the arm's settings."""
         from align.config.campaign import overlay
 
-        text = (CONFIGS / f"{self.scenario}.yaml").read_text(encoding="utf-8")
+        other = SCENARIOS[self.scenario].naive if self.arm == "naive" else ""
+        text = (CONFIGS / f"{other or self.scenario}.yaml").read_text(encoding="utf-8")
         raw: dict[str, Any] = yaml.safe_load(text.replace(HOME, str(self.folder)))
         raw |= {"seed": self.seed}
         if self.arm == "naive":

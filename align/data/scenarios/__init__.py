@@ -25,6 +25,8 @@ class Scenario(NamedTuple):
     """Metric of its rounds in the words of its field."""
     real: str = ""
     """Function that builds it from a folder of real data, or returns None where the folder has none."""
+    naive: str = ""
+    """Campaign file of its naive arm, where that is another one than the retained arm's."""
 
     def world(self, seed: int, data: Path | None = None) -> World:
         """Build the world, from real data where a folder has it."""
