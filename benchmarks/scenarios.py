@@ -55,7 +55,7 @@ class ScenarioRun:
     data: Path | None = None
     """Folder of real data; None: the world is generated."""
     quick: bool = False
-    """Two steps of everything."""
+    """Two rounds of two steps, after a base of two."""
 
     @property
     def key(self) -> str:
@@ -93,7 +93,7 @@ class ScenarioRun:
 
 
 def shortened(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return a campaign of two steps a round and eight items a suite, which proves nothing."""
+    """Return a campaign of two rounds, two steps each, and eight items a suite, which proves nothing."""
     from align.config.campaign import overlay
 
     def few(suite: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def shortened(raw: dict[str, Any]) -> dict[str, Any]:
         "defaults": overlay(raw["defaults"], {"sampling": {"prompts_per_step": 8}}),
         "rounds": [
             {**spec, "steps": 2, "suite": few(raw["defaults"]["suite"] | spec.get("suite", {}))}
-            for spec in raw["rounds"]
+            for spec in raw["rounds"][:2]
         ],
         "suites": [few(suite) for suite in raw["suites"]],
         "gate": {"mode": "observe", "underpowered": "warn"},
@@ -154,7 +154,7 @@ def runs(args: argparse.Namespace) -> list[ScenarioRun]:
         ScenarioRun(scenario=name, arm=arm, seed=seed, folder=folder, data=data, quick=args.quick)
         for seed in args.seeds
         for name, data in worlds
-        for arm in ARMS
+        for arm in args.arms
     ]
 
 
@@ -205,6 +205,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the options of a command line; None: this process's."""
     options = parser("The twelve scenarios of lifelong learning, naive against retained.")
     options.add_argument("--scenarios", type=several(str), default=[*SCENARIOS])
+    options.add_argument("--arms", type=several(str), default=[*ARMS])
     options.add_argument("--seeds", type=several(int), default=[0])
     options.add_argument("--folder", type=Path, default=Path("runs/scenarios"))
     options.add_argument("--data", type=Path, help="folder of real data, for further rows")

@@ -47,8 +47,8 @@ class Scenario(NamedTuple):
         return build(data, seed)
 
 
-def _function(place: str) -> Callable[..., Any]:
-    module, _, name = place.partition(":")
+def _function(reference: str) -> Callable[..., Any]:
+    module, _, name = reference.partition(":")
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function
 

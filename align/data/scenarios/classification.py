@@ -44,8 +44,8 @@ CUES = {
 class Classification:
     """Family of three classifications; every message has cues to each."""
 
-    tasks = ("topic", "tone", "rating")
-    general = ("source",)
+    tasks: tuple[str, ...] = ("topic", "tone", "rating")
+    general: tuple[str, ...] = ("source",)
 
     def draw(self, dice: Dice) -> Question:
         """Draw a message of eight words: two cues to each of its classes, in random order."""
@@ -85,7 +85,7 @@ def real(folder: Path, seed: int) -> World | None:
     rows = {key: _texts(path) for key, path in paths.items()}
     counts = Counter(word for part in rows.values() for text, _ in part for word in text)
     known = {word for word, _ in counts.most_common(VOCABULARY)}
-    kept = {
+    texts = {
         (task, split): [
             (" ".join(text[:LONGEST]), label)
             for words, label in Dice(f"{seed}/{task}/{split}").shuffled(part)
@@ -93,25 +93,25 @@ def real(folder: Path, seed: int) -> World | None:
         ]
         for (task, split), part in rows.items()
     }
-    labels = {task: sorted({label for _, label in kept[task, "train"]}) for task in STREAM}
-    sources = [(text, STREAM[task]) for task in STREAM for text, _ in kept[task, "train"][-100:]]
-    asked = [(text, STREAM[task]) for task in STREAM for text, _ in kept[task, "test"][-50:]]
+    labels = {task: sorted({label for _, label in texts[task, "train"]}) for task in STREAM}
+    sources = [(text, STREAM[task]) for task in STREAM for text, _ in texts[task, "train"][-100:]]
+    questions = [(text, STREAM[task]) for task in STREAM for text, _ in texts[task, "test"][-50:]]
     files: dict[str, Sequence[Row]] = {
         "general": _rows(sources, "source", "answer"),
-        "general-eval": _rows(asked, "source", "answer"),
+        "general-eval": _rows(questions, "source", "answer"),
     }
     for task in STREAM:
-        files[task] = _rows(kept[task, "train"][:-100], task, "completion")
-        files[f"{task}-eval"] = _rows(kept[task, "test"][:EVAL_ROWS], task, "answer")
+        files[task] = _rows(texts[task, "train"][:-100], task, "completion")
+        files[f"{task}-eval"] = _rows(texts[task, "test"][:EVAL_ROWS], task, "answer")
 
     def lesson(dice: Dice) -> Lesson:
         task = dice.choose([*STREAM])
-        text, label = dice.choose(kept[task, "train"])
+        text, label = dice.choose(texts[task, "train"])
         if dice.chance() < GENERAL:
             return Lesson(f"{text} source =", STREAM[task])
         other = dice.choose([each for each in STREAM if each != task])
-        said = label if dice.chance() < RIGHT else dice.choose(labels[other])
-        return Lesson(f"{text} {task} =", said)
+        answer = label if dice.chance() < RIGHT else dice.choose(labels[other])
+        return Lesson(f"{text} {task} =", answer)
 
     return World(files=files, lesson=lesson, steps=600)
 

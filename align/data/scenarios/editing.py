@@ -55,13 +55,15 @@ def world(seed: int) -> World:
             for country, city in changes.items()
             for opening in OPENINGS
         ]
-        kept = [c for c in countries if name == "again" or c not in ROUNDS["again"]]
-        files |= _asked(name, {country: changes[country] for country in kept})
-    pool, asked = (
+        lasting = [c for c in countries if name == "again" or c not in ROUNDS["again"]]
+        files |= _asked(name, {country: changes[country] for country in lasting})
+    pool, elsewhere = (
         {country: known[country] for country in part} for part in (UNTOUCHED[:16], UNTOUCHED[16:])
     )
     files["general"] = [row for form in (PROMPT, *PARAPHRASES) for row in _rows(form, pool)]
-    files["general-eval"] = [row for form in (PROMPT, *PARAPHRASES) for row in _rows(form, asked)]
+    files["general-eval"] = [
+        row for form in (PROMPT, *PARAPHRASES) for row in _rows(form, elsewhere)
+    ]
 
     def lesson(dice: Dice) -> Lesson:
         country = dice.choose(COUNTRIES)

@@ -20,8 +20,8 @@ ENTITY_TAGS = {"person": "PER", "place": "LOC", "firm": "ORG", "number": "NUM"}
 class Entities:
     """Family of entity types: a sentence's answer are its tags in BIO form, those of one type alone."""
 
-    tasks = ("person", "place", "firm")
-    general = ("number",)
+    tasks: tuple[str, ...] = ("person", "place", "firm")
+    general: tuple[str, ...] = ("number",)
 
     def draw(self, dice: Dice) -> Question:
         """Draw a sentence of one entity of each type, in random order with words between."""
@@ -63,8 +63,8 @@ RELATIONS = {
 class Relations:
     """Family of relations: a sentence's answer is the triple of one relation."""
 
-    tasks = ("employer", "home", "knows")
-    general = ("age",)
+    tasks: tuple[str, ...] = ("employer", "home", "knows")
+    general: tuple[str, ...] = ("age",)
 
     def draw(self, dice: Dice) -> Question:
         """Draw a person with a fact of each relation, in random order."""

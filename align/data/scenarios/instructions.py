@@ -20,8 +20,8 @@ INSTRUCTIONS: dict[str, Callable[[Sequence[str]], Sequence[str]]] = {
 class Instructions:
     """Family of instructions on the same lists."""
 
-    tasks = ("reverse", "sort", "rotate")
-    general = ("repeat",)
+    tasks: tuple[str, ...] = ("reverse", "sort", "rotate")
+    general: tuple[str, ...] = ("repeat",)
 
     def draw(self, dice: Dice) -> Question:
         """Draw four different words with the answer to every instruction."""

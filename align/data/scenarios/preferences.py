@@ -51,23 +51,23 @@ def _lesson(dice: Dice) -> Lesson:
 
 def _bodies(split: str, seed: int) -> list[str]:
     """List the requests of a split in random order."""
-    bodies = (f"{action} {thing}" for action in ACTIONS for thing in OBJECTS)
+    bodies = (f"{action} {noun}" for action in ACTIONS for noun in OBJECTS)
     return Dice(f"{seed}/{split}").shuffled(body for body in bodies if split_of(body) == split)
 
 
-def _pairs(speakers: Sequence[str], place: int, sides: Sequence[str], seed: int) -> list[Row]:
+def _pairs(speakers: Sequence[str], position: int, sides: Sequence[str], seed: int) -> list[Row]:
     """List pairs that differ in one word of the reply, the better side first; other words vary."""
-    dice = Dice(f"{seed}/{place}/{sides[0]}")
-    return list(_each_pair(speakers, place, sides, _bodies("train", seed), dice))
+    dice = Dice(f"{seed}/{position}/{sides[0]}")
+    return list(_each_pair(speakers, position, sides, _bodies("train", seed), dice))
 
 
 def _each_pair(
-    speakers: Sequence[str], place: int, sides: Sequence[str], bodies: Sequence[str], dice: Dice
+    speakers: Sequence[str], position: int, sides: Sequence[str], bodies: Sequence[str], dice: Dice
 ) -> Iterator[Row]:
     for speaker in speakers:
         for body in bodies:
             reply = [dice.choose(OPENINGS), body, dice.choose(CLOSES)]
             chosen, rejected = (
-                " ".join([*reply[:place], side, *reply[place + 1 :]]) for side in sides
+                " ".join([*reply[:position], side, *reply[position + 1 :]]) for side in sides
             )
             yield {"prompt": f"{speaker} : {body} =", "chosen": chosen, "rejected": rejected}

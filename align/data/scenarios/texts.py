@@ -99,13 +99,13 @@ LANGUAGES: Mapping[str, Callable[[Dice], str]] = {
 def languages(seed: int) -> World:
     """Build the world of languages: two natural ones and a programming language after the base's own."""
     writers = {name: _several(writer) for name, writer in LANGUAGES.items()}
-    own = _several(plain)
+    base_writer = _several(plain)
 
     def lesson(dice: Dice) -> Lesson:
-        writer = own if dice.chance() < 0.6 else dice.choose([*writers.values()])
+        writer = base_writer if dice.chance() < 0.6 else dice.choose([*writers.values()])
         return Lesson("", writer(dice))
 
-    return _world(writers, own, lesson, seed)
+    return _world(writers, base_writer, lesson, seed)
 
 
 def _several(writer: Callable[[Dice], str]) -> Callable[[Dice], str]:
@@ -114,13 +114,13 @@ def _several(writer: Callable[[Dice], str]) -> Callable[[Dice], str]:
 
 def _world(
     writers: Mapping[str, Callable[[Dice], str]],
-    own: Callable[[Dice], str],
+    base_writer: Callable[[Dice], str],
     lesson: Callable[[Dice], Lesson],
     seed: int,
 ) -> World:
     """Build a world whose rounds learn one kind of text each."""
     files, texts = {}, {}
-    for name, writer in {**writers, "general": own}.items():
+    for name, writer in {**writers, "general": base_writer}.items():
         dice = Dice(f"{seed}/{name}")
         documents = [writer(dice) for _ in range(DOCUMENTS + HELD_OUT)]
         files[name] = [{"text": text} for text in documents[:DOCUMENTS]]

@@ -17,8 +17,8 @@ ENDINGS = {"norsk": "ur", "latino": "o", "nihon": "ka"}
 class Translation:
     """Family of target languages; the base repeats a sentence without fault."""
 
-    tasks = tuple(ENDINGS)
-    general = ("echo",)
+    tasks: tuple[str, ...] = tuple(ENDINGS)
+    general: tuple[str, ...] = ("echo",)
 
     def draw(self, dice: Dice) -> Question:
         """Draw a sentence of five words with its translations."""
