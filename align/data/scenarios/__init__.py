@@ -57,7 +57,7 @@ _HERE = "align.data.scenarios"
 SCENARIOS: dict[str, Scenario] = {
     "domains": Scenario(f"{_HERE}.texts:domains", "log-likelihood, nats"),
     "languages": Scenario(f"{_HERE}.texts:languages", "log-likelihood, nats"),
-    "temporal": Scenario(f"{_HERE}.temporal:world", "exact match"),
+    "temporal": Scenario(f"{_HERE}.facts.temporal:world", "exact match"),
     "classification": Scenario(
         f"{_HERE}.classification:world", "accuracy", f"{_HERE}.classification:real"
     ),
@@ -65,7 +65,7 @@ SCENARIOS: dict[str, Scenario] = {
     "relations": Scenario(f"{_HERE}.extraction:relations", "exact match"),
     "translation": Scenario(f"{_HERE}.translation:world", "exact match"),
     "instructions": Scenario(f"{_HERE}.instructions:world", "exact match"),
-    "editing": Scenario(f"{_HERE}.editing:world", "efficacy"),
+    "editing": Scenario(f"{_HERE}.facts.editing:world", "efficacy"),
     "alignment": Scenario(f"{_HERE}.preferences:world", "preferred replies"),
 }
 """Every scenario by name, in the order of the surveys: pre-training, fine-tuning, outside knowledge."""

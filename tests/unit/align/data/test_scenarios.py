@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from align.data.scenarios import SCENARIOS, base, editing, extraction, folder, instructions
-from align.data.scenarios import temporal as temporal_world
+from align.data.scenarios import SCENARIOS, base, extraction, folder, instructions
 from align.data.scenarios.classification import CUES
+from align.data.scenarios.facts import editing, temporal
 from align.data.scenarios.questions import Family, Question
 from align.data.scenarios.translation import Translation
 from align.data.scenarios.world import Dice, Lesson
@@ -165,7 +165,7 @@ def answers(rows: Any) -> dict[str, str]:
 
 def test_a_year_is_asked_what_its_news_said() -> None:
     files = WORLDS["temporal"].files
-    for year in temporal_world.YEARS:
+    for year in temporal.YEARS:
         news = " ".join(row["text"] for row in files[year])
         for prompt, answer in answers(files[f"{year}-eval"]).items():
             assert f"{prompt} {answer} ." in news
