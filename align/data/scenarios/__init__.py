@@ -67,5 +67,8 @@ SCENARIOS: dict[str, Scenario] = {
     "instructions": Scenario(f"{_HERE}.instructions:world", "exact match"),
     "editing": Scenario(f"{_HERE}.facts.editing:world", "efficacy"),
     "alignment": Scenario(f"{_HERE}.preferences:world", "preferred replies"),
+    "retrieval": Scenario(
+        f"{_HERE}.facts.documents:world", "exact match", naive="retrieval-in-weights"
+    ),
 }
 """Every scenario by name, in the order of the surveys: pre-training, fine-tuning, outside knowledge."""

@@ -11,7 +11,7 @@ import yaml
 
 from align.data.scenarios import SCENARIOS, base, extraction, folder, instructions
 from align.data.scenarios.classification import CUES
-from align.data.scenarios.facts import editing, temporal
+from align.data.scenarios.facts import documents, editing, temporal
 from align.data.scenarios.questions import Family, Question
 from align.data.scenarios.translation import Translation
 from align.data.scenarios.world import Dice, Lesson
@@ -169,6 +169,19 @@ def test_a_year_is_asked_what_its_news_said() -> None:
         news = " ".join(row["text"] for row in files[year])
         for prompt, answer in answers(files[f"{year}-eval"]).items():
             assert f"{prompt} {answer} ." in news
+
+
+def test_a_question_is_asked_of_the_round_that_answered_it_last() -> None:
+    files = WORLDS["retrieval"].files
+    newest: dict[str, str] = {}
+    for year in temporal.YEARS:
+        texts = {row["key"]: row["text"] for row in files[f"{year}-documents"]}
+        assert set(texts) == {"/".join(fact) for fact in documents.changes(0)[year]}
+        newest |= texts
+    parts = [answers(files[f"{year}-eval"]) for year in temporal.YEARS]
+    assert sum(map(len, parts)) == len({prompt for part in parts for prompt in part})
+    right = {f"{prompt} {answer} ." for part in parts for prompt, answer in part.items()}
+    assert right == set(newest.values())
 
 
 def test_a_lesson_is_learnt_from_its_answer_and_its_end() -> None:
