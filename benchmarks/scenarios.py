@@ -145,7 +145,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def runs(args: argparse.Namespace) -> list[ScenarioRun]:
     """List the runs, both arms of a scenario together, the first seed of every scenario first."""
-    worlds = [(name, None) for name in args.scenarios]
+    worlds: list[tuple[str, Path | None]] = [(name, None) for name in args.scenarios]
     if args.data is not None:
         real = [name for name in args.scenarios if SCENARIOS[name].has_real(args.data)]
         worlds += [(name, args.data.resolve()) for name in real]
