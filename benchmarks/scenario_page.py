@@ -77,7 +77,7 @@ def comparison(naive: Sequence[Line], retained: Sequence[Line]) -> str:
     if lost == 0.0:
         return "naive forgets nothing"
     if kept == 0.0:
-        return "none is left"
+        return "forgets nothing"
     factor = f"{lost / kept:.1f} times less"
     return factor if lost >= TIMES * kept else f"{factor}: **not {TIMES:g} times**"
 
