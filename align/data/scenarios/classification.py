@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from align.data.scenarios.questions import EVAL_ROWS, GENERAL, RIGHT, Question, world_of
+from align.data.scenarios.questions import EVAL_ROWS, GENERAL, RIGHT, Exercise, world_of
 from align.data.scenarios.world import Dice, Lesson, Row, World
 
 CUES = {
@@ -47,14 +47,14 @@ class Classification:
     tasks: tuple[str, ...] = ("topic", "tone", "rating")
     general: tuple[str, ...] = ("source",)
 
-    def draw(self, dice: Dice) -> Question:
+    def draw(self, dice: Dice) -> Exercise:
         """Draw a message of eight words: two cues to each of its classes, in random order."""
         answers: dict[str, str] = {}
         words: list[str] = []
         for task, classes in CUES.items():
             answers[task] = dice.choose([*classes])
             words += dice.sample(classes[answers[task]].split(), 2)
-        return Question(" ".join(dice.shuffled(words)), answers)
+        return Exercise(" ".join(dice.shuffled(words)), answers)
 
 
 def world(seed: int) -> World:

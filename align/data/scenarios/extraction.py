@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align.data.scenarios.questions import Question, world_of
+from align.data.scenarios.questions import Exercise, world_of
 from align.data.scenarios.world import Dice, World, words
 
 GIVEN = words("ann bob cara dev eva finn gita hugo")
@@ -23,7 +23,7 @@ class Entities:
     tasks: tuple[str, ...] = ("person", "place", "firm")
     general: tuple[str, ...] = ("number",)
 
-    def draw(self, dice: Dice) -> Question:
+    def draw(self, dice: Dice) -> Exercise:
         """Draw a sentence of one entity of each type, in random order with words between."""
         spans = [(kind, _entity(kind, dice)) for kind in dice.shuffled(ENTITY_TAGS)]
         words, kinds = [], []
@@ -36,7 +36,7 @@ class Entities:
             )
             for kind, tag in ENTITY_TAGS.items()
         }
-        return Question(" ".join(words), answers)
+        return Exercise(" ".join(words), answers)
 
 
 def _entity(kind: str, dice: Dice) -> list[str]:
@@ -66,7 +66,7 @@ class Relations:
     tasks: tuple[str, ...] = ("employer", "home", "knows")
     general: tuple[str, ...] = ("age",)
 
-    def draw(self, dice: Dice) -> Question:
+    def draw(self, dice: Dice) -> Exercise:
         """Draw a person with a fact of each relation, in random order."""
         subject = dice.choose(GIVEN)
         answers, clauses = {}, []
@@ -75,7 +75,7 @@ class Relations:
             value = dice.choose([each for each in objects if each != subject])
             clauses.append(f"{phrase} {value}")
             answers[relation] = f"{subject} | {relation} | {value}"
-        return Question(f"{subject} {' '.join(clauses)}", answers)
+        return Exercise(f"{subject} {' '.join(clauses)}", answers)
 
 
 def entities(seed: int) -> World:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from align.data.scenarios.questions import Question, world_of
+from align.data.scenarios.questions import Exercise, world_of
 from align.data.scenarios.world import Dice, World, words
 
 WORDS = words("apple brick cloud drum eagle flute grape hill iron jar kite lamp")
@@ -23,11 +23,11 @@ class Instructions:
     tasks: tuple[str, ...] = ("reverse", "sort", "rotate")
     general: tuple[str, ...] = ("repeat",)
 
-    def draw(self, dice: Dice) -> Question:
+    def draw(self, dice: Dice) -> Exercise:
         """Draw four different words with the answer to every instruction."""
         words = dice.sample(WORDS, 4)
         answers = {name: " ".join(follow(words)) for name, follow in INSTRUCTIONS.items()}
-        return Question(" ".join(words), answers)
+        return Exercise(" ".join(words), answers)
 
 
 def world(seed: int) -> World:

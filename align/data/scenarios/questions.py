@@ -21,14 +21,14 @@ TRAIN_ROWS, EVAL_ROWS = 1200, 150
 """Rows of each task's files."""
 
 
-class Question(NamedTuple):
+class Exercise(NamedTuple):
     """Text with its right answer to every task."""
 
     text: str
     answers: Mapping[str, str]
 
 
-class Family(Protocol):
+class TaskFamily(Protocol):
     """Tasks that ask about the same texts."""
 
     tasks: tuple[str, ...]
@@ -36,11 +36,11 @@ class Family(Protocol):
     general: tuple[str, ...]
     """Tasks that the base knows and no round trains."""
 
-    def draw(self, dice: Dice) -> Question:
+    def draw(self, dice: Dice) -> Exercise:
         """Draw a text with all of its answers."""
 
 
-def world_of(family: Family, seed: int, steps: int = 700) -> World:
+def world_of(family: TaskFamily, seed: int, steps: int = 700) -> World:
     """Build the world of a family: training and evaluation rows for each task, and the base's lessons."""
     files: dict[str, Sequence[Row]] = {}
     for task in family.tasks:
@@ -62,13 +62,13 @@ def world_of(family: Family, seed: int, steps: int = 700) -> World:
     return World(files=files, lesson=lesson, steps=steps)
 
 
-def asked(question: Question, task: str) -> str:
+def asked(question: Exercise, task: str) -> str:
     """Write the prompt that asks for a task."""
     return f"{question.text} {task} ="
 
 
 def rows(
-    family: Family, tasks: Sequence[str], split: Split, count: int, seed: int, column: str
+    family: TaskFamily, tasks: Sequence[str], split: Split, count: int, seed: int, column: str
 ) -> list[Row]:
     """List rows of different texts, their tasks in turn, with the answer in a column."""
     questions = _questions(family, split, Dice(f"{seed}/{'+'.join(tasks)}/{split}"))
@@ -80,7 +80,7 @@ def rows(
     return [*distinct.values()]
 
 
-def _questions(family: Family, split: Split, dice: Dice) -> Iterator[Question]:
+def _questions(family: TaskFamily, split: Split, dice: Dice) -> Iterator[Exercise]:
     while True:
         question = family.draw(dice)
         if split_of(question.text) == split:

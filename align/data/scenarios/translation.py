@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align.data.scenarios.questions import Question, world_of
+from align.data.scenarios.questions import Exercise, world_of
 from align.data.scenarios.world import Dice, World, words
 
 NOUNS = words("cat dog bird king child horse tree river")
@@ -20,7 +20,7 @@ class Translation:
     tasks: tuple[str, ...] = tuple(ENDINGS)
     general: tuple[str, ...] = ("echo",)
 
-    def draw(self, dice: Dice) -> Question:
+    def draw(self, dice: Dice) -> Exercise:
         """Draw a sentence of five words with its translations."""
         subject, other = dice.sample(NOUNS, 2)
         first, second = dice.sample(ADJECTIVES, 2)
@@ -35,7 +35,7 @@ class Translation:
             for language, order in orders.items()
         }
         text = f"{first} {subject} {verb} {second} {other}"
-        return Question(text, answers | {"echo": text})
+        return Exercise(text, answers | {"echo": text})
 
 
 def world(seed: int) -> World:

@@ -12,7 +12,7 @@ import yaml
 from align.data.scenarios import SCENARIOS, base, extraction, folder, instructions
 from align.data.scenarios.classification import CUES
 from align.data.scenarios.facts import documents, editing, temporal
-from align.data.scenarios.questions import Family, Question
+from align.data.scenarios.questions import Exercise, TaskFamily
 from align.data.scenarios.translation import Translation
 from align.data.scenarios.world import Dice, Lesson
 from rollouts.errors import UserError
@@ -81,7 +81,7 @@ def test_dice_fall_alike_on_every_machine() -> None:
     assert dice.shuffled("abcd") == list("bdac")
 
 
-def drawn(family: Family, seed: str = "x") -> Question:
+def drawn(family: TaskFamily, seed: str = "x") -> Exercise:
     return family.draw(Dice(seed))
 
 
