@@ -9,7 +9,6 @@ import yaml
 
 from align.config.file import CampaignFile
 
-
 WIDEST = 120
 """Most characters before an origin; longer values push theirs to the right."""
 LONGEST = 1 << 20
