@@ -9,6 +9,11 @@ import yaml
 
 from align.config.file import CampaignFile
 
+WIDEST = 120
+"""Most characters before an origin; longer values push theirs to the right."""
+LONGEST = 1 << 20
+"""Characters of a line, after which a text would be broken."""
+
 
 def stated_yaml(file: CampaignFile) -> str:
     """Write the file's own values as YAML, with overrides applied."""
@@ -18,7 +23,7 @@ def stated_yaml(file: CampaignFile) -> str:
 def resolved_lines(file: CampaignFile) -> list[str]:
     """List every setting as ``key: value  # origin``; origins: --set, file, defaults, built-in."""
     leaves = list(_leaves(file.config.model_dump(mode="json")))
-    width = max(len(f"{key}: {value}") for key, value in leaves)
+    width = min(WIDEST, max(len(f"{key}: {value}") for key, value in leaves))
     lines = []
     for key, value in leaves:
         steps, origin = key.split("."), "built-in"
@@ -42,9 +47,17 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     )
     nested = list(children)
     if not nested:
-        yield path, yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
+        yield path, on_a_line(value)
     for key, child in nested:
         yield from _leaves(child, f"{path}.{key}" if path else str(key))
+
+
+def on_a_line(value: Any) -> str:
+    """Write a value as YAML without a line break; line breaks within a text become ``\\n``."""
+    broken = isinstance(value, str) and value.splitlines() not in ([], [value])
+    style = '"' if broken else None
+    text = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=LONGEST)
+    return text.split("\n")[0]
 
 
 def _stated(value: Any, steps: list[str]) -> bool:

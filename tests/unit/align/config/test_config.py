@@ -12,7 +12,7 @@ import yaml
 from align.algorithms import GRPO
 from align.config.campaign import CampaignConfig, overlay
 from align.config.file import CampaignFile, load_campaign, parse_value
-from align.report.settings import resolved_lines, stated_yaml
+from align.report.settings import on_a_line, resolved_lines, stated_yaml
 from rollouts.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[4] / "configs").rglob("*.yaml"))
@@ -358,6 +358,15 @@ def test_resolved_settings_say_where_each_is_from(tmp_path: Path) -> None:
     assert origins["rounds.0.prompts.source"] == "file"
     assert origins["gate.alpha"] == "built-in"
     assert set(origins.values()) == {"--set", "file", "defaults", "built-in"}
+
+
+@pytest.mark.parametrize(
+    "value", ["\n", "a\n\nb ", "word " * 60, "a\u2028b", "# no", "on", 3, None]
+)
+def test_a_resolved_value_stands_on_one_line(value: Any) -> None:
+    line = on_a_line(value)
+    assert len(line.splitlines()) == 1
+    assert yaml.safe_load(line) == value
 
 
 def test_stated_settings_are_the_file_with_its_overrides(tmp_path: Path) -> None:
