@@ -33,6 +33,7 @@ class PoolConversation:
             RunError: the pool is closed, or an engine failed for good.
         """
         with self._pool.lock:
+            self._check_open()
             self._pool.exchange.add(requests, self._caller)
             self._pool.exchange_turns()
 
@@ -47,6 +48,7 @@ class PoolConversation:
         deadline = time.monotonic() + timeout_s
         while True:
             with self._pool.lock:
+                self._check_open()
                 if self._caller.under_way:
                     self._pool.exchange_turns()
                 if self._caller.answers or not self._caller.under_way:
@@ -68,3 +70,7 @@ class PoolConversation:
         """Forget what is not answered; engines finish what they have begun."""
         with self._pool.lock:
             self._pool.exchange.forget(self._caller)
+
+    def _check_open(self) -> None:
+        if self._caller.failure is not None:
+            raise self._caller.failure

@@ -35,6 +35,8 @@ class Caller:
     """Ids of the requests without an answer."""
     homes: dict[str, Any] = field(default_factory=dict)
     """Actor that answered each request, by id."""
+    failure: BaseException | None = None
+    """Error that ended the conversation, whoever met it."""
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -138,18 +140,15 @@ class Exchange:
             slot.index: self._lines.setdefault(slot.index, Line(slot=slot))
             for slot in self._fleet.slots
         }
-        loads = {index: line.load for index, line in lines.items() if line.is_open}
+        deadline = time.monotonic() + self._deadline_s
         batches: dict[int, list[Turn]] = {}
         while self._queue:
-            turn = self._queue[0]
-            index = self._engine_for(turn, loads, lines)
+            index = self._engine_for(self._queue[0], lines)
             if index is None:
                 break
-            self._queue.popleft()
+            turn = self._queue.popleft()
+            lines[index].turns[turn.request.id] = turn, deadline
             batches.setdefault(index, []).append(turn)
-            loads[index] += turn.request.n
-            if turn.is_suspect:
-                del loads[index]
         for index, turns in batches.items():
             self._send(lines[index], turns)
 
@@ -190,10 +189,10 @@ class Exchange:
         next_deadline = min(deadlines, default=float("inf"))
         return max(0.0, min(LOOK_S, next_deadline - time.monotonic()))
 
-    def abandon(self) -> None:
-        """Forget everything: the engines finish what they do for nobody."""
-        for caller in [turn.caller for turn in self._all_turns()]:
-            caller.under_way.clear()
+    def abandon(self, failure: BaseException) -> None:
+        """End all conversations that have requests under way; the engines finish them for nobody."""
+        for turn in self._all_turns():
+            turn.caller.failure = failure
         self._lines.clear()
         self._queue.clear()
 
@@ -202,16 +201,19 @@ class Exchange:
         for line in self._lines.values():
             yield from (turn for turn, _ in line.turns.values())
 
-    def _engine_for(self, turn: Turn, loads: dict[int, int], lines: dict[int, Line]) -> int | None:
+    def _engine_for(self, turn: Turn, lines: dict[int, Line]) -> int | None:
         """Choose the engine of a request; None if it has to wait."""
+        loads = {
+            index: line.load
+            for index, line in lines.items()
+            if line.is_open and turn.request.id not in line.turns
+        }
         if turn.is_suspect:
-            return next((i for i, load in loads.items() if not load), None)
-        home = next((i for i in loads if lines[i].slot.actor is turn.home), None)
+            return next((index for index, load in loads.items() if not load), None)
+        home = next((index for index in loads if lines[index].slot.actor is turn.home), None)
         return engine_for(turn.request.n, loads, self._max_num_seqs, home)
 
     def _send(self, line: Line, turns: list[Turn]) -> None:
-        deadline = time.monotonic() + self._deadline_s
-        line.turns |= {turn.request.id: (turn, deadline) for turn in turns}
         requests = [turn.request for turn in turns]
         actor = line.slot.actor
         if line.stream is None:

@@ -197,8 +197,8 @@ class EnginePool:
                 self._check_synced()
                 self._finish_tickets()
                 self.exchange.send()
-        except BaseException:
-            self.exchange.abandon()
+        except BaseException as error:
+            self.exchange.abandon(error)
             raise
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
@@ -419,8 +419,8 @@ class EnginePool:
                 refs, pause_s = list(self.exchange.refs()), self.exchange.seconds_left()
                 ray.wait(refs, num_returns=1, timeout=pause_s)
                 self.exchange.receive()
-        except BaseException:
-            self.exchange.abandon()
+        except BaseException as error:
+            self.exchange.abandon(error)
             raise
 
 
