@@ -18,14 +18,17 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import middle, parser, prepare, save, show, spread, verdict, write_model
 from benchmarks.given import TOKEN_IDS
 from rollouts.engines.protocol import Conversation, RolloutEngine, SampleRequest
 from rollouts.engines.turns import Waves
-from rollouts.engines.vllm import VLLMConfig, VLLMEngine, Work
+from rollouts.engines.vllm import VLLMConfig, VLLMEngine
 from rollouts.types import Sampling
+
+if TYPE_CHECKING:
+    from rollouts.engines.vllm import Work
 
 LEAST_RATE = 0.75
 """Least rate of three turns, as a share of that of one turn of the same tokens."""

@@ -191,14 +191,14 @@ class InFlightScriptedEngine(ScriptedEngine):
         """Say the next token of everything that is under way."""
         if not self._under_way:
             return
-        self._before_token(max(said.length for each in self._under_way.values() for said in each))
+        self._before_token(max(c.length for each in self._under_way.values() for c in each))
         self._open_mail()
         for opened, completions in list(self._under_way.items()):
-            for number, said in enumerate(completions):
-                said.go_on(self._complete(opened.request, number))
-            if all(said.finish for said in completions):
+            for number, completion in enumerate(completions):
+                completion.go_on(self._complete(opened.request, number))
+            if all(completion.finish for completion in completions):
                 del self._under_way[opened]
-                opened.answer([said.completion() for said in completions])
+                opened.answer([completion.completion() for completion in completions])
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Answer every sequence from the scorer."""

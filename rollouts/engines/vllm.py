@@ -150,7 +150,7 @@ class VLLMEngine:
         self._bank: IncrementServer | None = None
         self._holds_base = self._whole = True
         self._added = 0
-        self._receivers: dict[str, Receiver] = {}
+        self._receivers: dict[str, OutputReceiver] = {}
         self._lock = FairLock()
         # Another thread may leave weights here; of two that nobody loaded the later one stays.
         self._mail: deque[WeightUpdate] = deque(maxlen=1)
@@ -389,7 +389,7 @@ class VLLMEngine:
         prompt = {"type": "token", "prompt_token_ids": list(token_ids)}
         self._added += 1
         key = str(self._added)
-        self._receivers[key] = Receiver(receive, owner)
+        self._receivers[key] = OutputReceiver(receive, owner)
         try:
             self._engine.add_request(key, prompt, params, lora_request=adapter)
         except (ValueError, VLLMClientError) as error:
@@ -405,7 +405,7 @@ class VLLMEngine:
             self._engine.abort_request(list(keys))
 
 
-class Receiver(NamedTuple):
+class OutputReceiver(NamedTuple):
     """Caller that takes vLLM's output of one request."""
 
     receive: Callable[[Any], None]

@@ -54,7 +54,7 @@ class Turn:
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
-class Line:
+class EngineLine:
     """Call of one engine that requests join while it runs."""
 
     slot: EngineSlot
@@ -94,7 +94,7 @@ class Exchange:
     def __init__(self, fleet: Fleet, *, max_num_seqs: int, deadline_s: float) -> None:
         self._fleet, self._max_num_seqs, self._deadline_s = fleet, max_num_seqs, deadline_s
         self._queue: deque[Turn] = deque()
-        self._lines: dict[int, Line] = {}
+        self._lines: dict[int, EngineLine] = {}
         self.num_failed = 0
         """Requests that were given up and answered as failed."""
 
@@ -137,7 +137,7 @@ class Exchange:
     def send(self) -> None:
         """Send queued requests to engines that have room, and wait for nothing."""
         lines = {
-            slot.index: self._lines.setdefault(slot.index, Line(slot=slot))
+            slot.index: self._lines.setdefault(slot.index, EngineLine(slot=slot))
             for slot in self._fleet.slots
         }
         deadline = time.monotonic() + self._deadline_s
@@ -171,9 +171,9 @@ class Exchange:
                 break
         self._enforce_deadlines()
 
-    def refs(self) -> dict[Any, Line | EngineSlot]:
+    def refs(self) -> dict[Any, EngineLine | EngineSlot]:
         """List the calls that something will come of, each with whom it concerns."""
-        refs: dict[Any, Line | EngineSlot] = {
+        refs: dict[Any, EngineLine | EngineSlot] = {
             slot.starting[-1]: slot for slot in self._fleet.slots if slot.starting
         }
         for line in self._lines.values():
@@ -201,7 +201,7 @@ class Exchange:
         for line in self._lines.values():
             yield from (turn for turn, _ in line.turns.values())
 
-    def _engine_for(self, turn: Turn, lines: dict[int, Line]) -> int | None:
+    def _engine_for(self, turn: Turn, lines: dict[int, EngineLine]) -> int | None:
         """Choose the engine of a request; None if it has to wait."""
         loads = {
             index: line.load
@@ -213,7 +213,7 @@ class Exchange:
         home = next((index for index in loads if lines[index].slot.actor is turn.home), None)
         return engine_for(turn.request.n, loads, self._max_num_seqs, home)
 
-    def _send(self, line: Line, turns: list[Turn]) -> None:
+    def _send(self, line: EngineLine, turns: list[Turn]) -> None:
         requests = [turn.request for turn in turns]
         actor = line.slot.actor
         if line.stream is None:
@@ -222,20 +222,20 @@ class Exchange:
             ref = actor.ask.options(concurrency_group=MAIL).remote(requests)
             line.asks[ref] = tuple(turns)
 
-    def _land_ask(self, line: Line, ref: Any) -> None:
+    def _land_ask(self, line: EngineLine, ref: Any) -> None:
         """Queue again what came too late for the call that was running."""
         import ray
 
         turns = line.asks.pop(ref)
         try:
-            taken = ray.get(ref)
+            has_joined = ray.get(ref)
         except ray.exceptions.RayError:
             return  # The engine's death is reported by its running call, or by the next one.
-        if not taken:
+        if not has_joined:
             missed = [turn for turn in turns if line.turns.pop(turn.request.id, None) is not None]
             self._queue.extendleft(reversed(missed))
 
-    def _land(self, line: Line) -> None:
+    def _land(self, line: EngineLine) -> None:
         """Take what a call has brought: answers, its end, or a failure."""
         import ray
 
@@ -259,7 +259,7 @@ class Exchange:
             for result in results:
                 self._keep(line, result)
 
-    def _keep(self, line: Line, result: SampleResult) -> None:
+    def _keep(self, line: EngineLine, result: SampleResult) -> None:
         line.slot.failures = 0
         turn, _ = line.turns.pop(result.id, (None, 0.0))
         if turn is None:
@@ -285,11 +285,11 @@ class Exchange:
                 self._replace(line, reason)
                 self._retry(line, reason, blame_turns=False)
 
-    def _replace(self, line: Line, reason: str) -> None:
+    def _replace(self, line: EngineLine, reason: str) -> None:
         line.stream, line.asks = None, {}
         self._fleet.replace(line.slot, reason)
 
-    def _retry(self, line: Line, reason: str, *, blame_turns: bool) -> None:
+    def _retry(self, line: EngineLine, reason: str, *, blame_turns: bool) -> None:
         """Queue again what an engine owes, or give up its only request; see `Dispatch`."""
         turns, line.turns = [turn for turn, _ in line.turns.values()], {}
         for turn in turns:

@@ -61,9 +61,9 @@ class DecodingQueue:
     def drop(self, unwanted: Callable[[OpenCompletion], bool]) -> None:
         """Forget completions, whether they wait or run."""
         self._waiting = deque(each for each in self._waiting if not unwanted(each))
-        kept = [i for i, each in enumerate(self._running) if not unwanted(each)]
-        if len(kept) < len(self._running):
-            self._keep(kept)
+        remaining = [i for i, each in enumerate(self._running) if not unwanted(each)]
+        if len(remaining) < len(self._running):
+            self._keep(remaining)
 
     def next_logits(self, *, reread: bool) -> Tensor:
         """Return the logits of every running completion's next token.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from rollouts.engines.decoding.batch import CachedBatch
 from rollouts.engines.protocol import (
     Conversation,
     OpenEngine,
@@ -192,6 +193,27 @@ def test_other_calls_share_the_engine_with_a_conversation(folders: Mapping[str, 
     assert between.id == "1/0"
     assert wait_for(second) == [SameTokens(other_alone)]
     assert wait_for(first) == [SameTokens(alone)]
+
+
+def test_a_single_turn_does_not_keep_others_out_of_the_batch(
+    folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, rows, step = engine_of(folders["llama"]), [], CachedBatch.step
+
+    def counted(batch: CachedBatch, tokens: Any) -> Any:
+        rows.append(len(tokens))
+        return step(batch, tokens)
+
+    monkeypatch.setattr(CachedBatch, "step", counted)
+    conversation = engine.open()
+    requests = [replace(Talk(number).next_request(), n=2) for number in range(4)]
+    conversation.ask(requests[:1])
+    conversation.arrivals(0.0)
+    conversation.ask(requests[1:])
+    answered: set[str] = set()
+    while len(answered) < 4:
+        answered |= {result.id for result in conversation.arrivals(0.0)}
+    assert max(rows) == 8
 
 
 def test_what_is_closed_or_refused_leaves_the_others_alone(folders: Mapping[str, Path]) -> None:
