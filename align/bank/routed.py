@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from rollouts.engines.protocol import (
+    Conversation,
     KnownEngine,
     ReplacingEngine,
     RolloutEngine,
@@ -19,6 +20,7 @@ from rollouts.engines.protocol import (
     Ticket,
     WeightUpdate,
 )
+from rollouts.engines.turns import conversation_with
 from rollouts.types import Mix, PromptIds
 
 Request = TypeVar("Request", SampleRequest, ScoreRequest)
@@ -72,6 +74,10 @@ class RoutedEngine:
         """Sample every request once; results in request order."""
         return self.submit(requests)()
 
+    def open(self) -> Conversation:
+        """Begin a conversation; what its first prompt retrieves answers all turns of an episode."""
+        return _RoutedConversation(conversation_with(self._engine), self._mixes)
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Return the logprobs of completions under the adapters that their prompts retrieve."""
         mixes = self._mixes([request.prompt_ids for request in requests])
@@ -100,6 +106,28 @@ class RoutedEngine:
         self._record.seconds += perf_counter() - started
         self._record.choices += zip(prompts, map(adapter_of, mixes), strict=True)
         return mixes
+
+
+class _RoutedConversation:
+    """Conversation whose requests have the mix of the prompt that they began with."""
+
+    def __init__(self, conversation: Conversation, retrieve: Retrieve) -> None:
+        self._conversation, self._retrieve = conversation, retrieve
+        self._mixes: dict[str, Mix] = {}
+
+    def ask(self, requests: Sequence[SampleRequest]) -> None:
+        new = [request for request in requests if request.follows not in self._mixes]
+        mixes = self._retrieve([request.prompt_ids for request in new])
+        self._mixes |= {request.id: mix for request, mix in zip(new, mixes, strict=True)}
+        for request in requests:
+            self._mixes.setdefault(request.id, self._mixes.get(request.follows or "", ()))
+        self._conversation.ask([_routed(request, self._mixes[request.id]) for request in requests])
+
+    def arrivals(self, timeout_s: float) -> list[SampleResult]:
+        return self._conversation.arrivals(timeout_s)
+
+    def close(self) -> None:
+        self._conversation.close()
 
 
 def _routed(request: Request, mix: Mix) -> Request:

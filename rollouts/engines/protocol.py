@@ -25,6 +25,9 @@ class SampleRequest:
     seed: int
     mix: Mix | None = None
     """Adapters of the bank that answer; None where the engine holds none."""
+    follows: str | None = None
+    """Id of an earlier request whose prompt and completion this prompt begins with; None: it begins anew.
+    A hint for `Conversation`: the engine that answered it may have kept what it read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +156,43 @@ class InFlightEngine(Protocol):
 
         Completions under way go on under them, with their KV cache computed again; `Completion.
         weight_versions` tells which tokens are whose. The last of several deposits counts.
+        """
+        ...
+
+
+class Conversation(Protocol):
+    """Requests of one caller, made while earlier ones are still being sampled.
+
+    Ids are unique among the requests under way. What is sampled follows from a request's seed, whatever
+    runs beside it.
+    """
+
+    def ask(self, requests: Sequence[SampleRequest]) -> None:
+        """Hand requests over and return at once; they join what is being sampled."""
+        ...
+
+    def arrivals(self, timeout_s: float) -> list[SampleResult]:
+        """Return what is finished, every result once; wait at most ``timeout_s`` for the first of them.
+
+        Returns an empty list when the time is over, and at once when nothing is under way. An engine in
+        this process samples in here: at least one token of everything, however short the time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Forget what is not finished; safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class OpenEngine(Protocol):
+    """An engine that takes requests while it samples; `rollouts.engines.turns` asks others in waves."""
+
+    def open(self) -> Conversation:
+        """Begin a conversation; several may be open, and other calls may be made in between.
+
+        A `RolloutEngine.sync` finishes the requests under way before it loads; weights that come by
+        `InFlightEngine.deposit` are loaded before their next token. Later requests get the new weights.
         """
         ...
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 
 from rollouts.engines.protocol import (
     Arrivals,
@@ -21,6 +20,7 @@ from rollouts.engines.protocol import (
     WeightLoadError,
     WeightUpdate,
 )
+from rollouts.engines.turns import OpenRequest, SteppedConversation
 from rollouts.types import Completion, FinishReason, WeightSpan, WeightVersion
 
 Script = Callable[[tuple[int, ...], int], tuple[Sequence[int], Sequence[float]]]
@@ -50,6 +50,7 @@ class ScriptedEngine:
         self._script, self._scorer, self._eos_ids = script, scorer, frozenset(eos_ids)
         self._refused: dict[str, str] = {}
         self._errors: list[Exception] = []
+        self._under_way: dict[OpenRequest, list[_Said]] = {}
         self.version: WeightVersion = "base"
         """Name of the weights it pretends to hold."""
         self.requests: list[SampleRequest] = []
@@ -85,6 +86,27 @@ class ScriptedEngine:
             for request in requests
         ]
 
+    def open(self) -> SteppedConversation:
+        """Begin a conversation; see `OpenEngine.open`."""
+        return SteppedConversation(self)
+
+    def add(self, opened: Sequence[OpenRequest]) -> None:
+        """Let requests join those that `step` answers."""
+        self._raise_if_told()
+        self.requests.extend(each.request for each in opened)
+        self._under_way |= {each: [_Said() for _ in range(each.request.n)] for each in opened}
+
+    def step(self) -> None:
+        """Answer everything that is under way."""
+        opened, self._under_way = list(self._under_way), {}
+        for each in opened:
+            each.answer([self._complete(each.request, number) for number in range(each.request.n)])
+
+    def drop(self, opened: Collection[OpenRequest]) -> None:
+        """Answer these no more."""
+        for each in opened:
+            self._under_way.pop(each, None)
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Answer every sequence from the scorer."""
         self._raise_if_told()
@@ -92,7 +114,12 @@ class ScriptedEngine:
         return [tuple(self._scorer(r.prompt_ids, r.completion_ids)) for r in requests]
 
     def sync(self, update: WeightUpdate) -> SyncReport:
-        """Remember the update and take its version."""
+        """Finish what is under way, remember the update and take its version."""
+        while self._under_way:
+            self.step()
+        return self._remember(update)
+
+    def _remember(self, update: WeightUpdate) -> SyncReport:
         self._raise_if_told()
         self.updates.append(update)
         self.version = update.version
@@ -158,25 +185,20 @@ class InFlightScriptedEngine(ScriptedEngine):
         Raises:
             WeightLoadError: what was deposited could not be loaded; only a `sync` helps.
         """
-        self._raise_if_told()
-        self.requests.extend(requests)
-        running = {index: [_Said() for _ in range(r.n)] for index, r in enumerate(requests)}
-        for position in count():
-            self._before_token(position)
-            self._open_mail()
-            for index, each in running.items():
-                for number, completion in enumerate(each):
-                    completion.go_on(self._complete(requests[index], number), position)
-            ended = [
-                p for p, each in running.items() if all(completion.finish for completion in each)
-            ]
-            done = {
-                p: tuple(completion.completion() for completion in running.pop(p)) for p in ended
-            }
-            if done:
-                yield [(p, SampleResult(id=requests[p].id, completions=done[p])) for p in done]
-            if not running:
-                return
+        yield from SteppedConversation(self).stream(requests)
+
+    def step(self) -> None:
+        """Say the next token of everything that is under way."""
+        if not self._under_way:
+            return
+        self._before_token(max(c.length for each in self._under_way.values() for c in each))
+        self._open_mail()
+        for opened, completions in list(self._under_way.items()):
+            for number, completion in enumerate(completions):
+                completion.go_on(self._complete(opened.request, number))
+            if all(completion.finish for completion in completions):
+                del self._under_way[opened]
+                opened.answer([completion.completion() for completion in completions])
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Answer every sequence from the scorer."""
@@ -191,13 +213,15 @@ class InFlightScriptedEngine(ScriptedEngine):
     def sync(self, update: WeightUpdate) -> SyncReport:
         """Load the update and take its version; what was deposited before is forgotten."""
         self._mail.clear()
+        while self._whole and self._under_way:
+            self.step()
         return self._take(update)
 
     def _take(self, update: WeightUpdate) -> SyncReport:
         self._whole = False
         self._load(update)
         self._whole = True
-        return super().sync(update)
+        return self._remember(update)
 
     def _open_mail(self) -> None:
         if self._mail:
@@ -220,10 +244,16 @@ class _Said:
     finish: FinishReason | None = None
     detail: str | None = None
 
-    def go_on(self, whole: Completion, position: int) -> None:
-        """Take the token at ``position`` of what the engine would say now."""
+    @property
+    def length(self) -> int:
+        """Number of tokens that are said."""
+        return len(self.token_ids)
+
+    def go_on(self, whole: Completion) -> None:
+        """Take the next token of what the engine would say now."""
         if self.finish is not None:
             return
+        position = self.length
         self.detail = whole.detail
         if position < len(whole.token_ids):
             self.token_ids.append(whole.token_ids[position])

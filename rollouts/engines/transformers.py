@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rollouts.engines.backend import BASE_VERSION, EngineSpec, ServedModel, offline_environment
 from rollouts.engines.protocol import (
@@ -27,10 +27,16 @@ from rollouts.engines.protocol import (
     WeightUpdate,
     check_update,
 )
+from rollouts.engines.turns import OpenRequest, SteppedConversation
 from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
+from rollouts.machine.fair_lock import FairLock
 from rollouts.machine.memory import return_freed_memory
 from rollouts.types import Completion, WeightVersion
+
+if TYPE_CHECKING:
+    from rollouts.engines.decoding.completions import OpenCompletion
+    from rollouts.engines.decoding.queue import DecodingQueue
 
 MIB = 1 << 20
 
@@ -100,6 +106,10 @@ class TransformersEngine:
         self._holds_base = self._whole = True
         # Another thread may leave weights here; of two that nobody loaded the later one stays.
         self._mail: deque[WeightUpdate] = deque(maxlen=1)
+        self._rereads = False
+        self._queue: DecodingQueue | None = None
+        self._under_way: dict[OpenRequest, list[OpenCompletion]] = {}
+        self._lock = FairLock()
         self._stops = _Stops(self._model, config)
         capacity = self._capacity()
         if config.max_model_len is not None and capacity < config.max_model_len:
@@ -143,43 +153,64 @@ class TransformersEngine:
         Raises:
             WeightLoadError: weights that were deposited could not be loaded; only a `sync` helps.
         """
-        from rollouts.engines.decoding.completions import open_completions, take_next
-        from rollouts.engines.decoding.queue import DecodingQueue
+        yield from SteppedConversation(self).stream(requests)
 
-        self._open_mail()
-        refusals = [self._refusal(request.prompt_ids, request.prompt_ids) for request in requests]
-        refused, open_by_request = [], {}
-        for index, (request, reason) in enumerate(zip(requests, refusals, strict=True)):
-            if reason is not None:
-                failed = (Completion.failed(f"refused: {reason}"),) * request.n
-                refused.append((index, SampleResult(id=request.id, completions=failed)))
-            else:
+    def open(self) -> SteppedConversation:
+        """Begin a conversation: requests join the batch that is decoded; see `OpenEngine.open`."""
+        return SteppedConversation(self)
+
+    def add(self, opened: Sequence[OpenRequest]) -> None:
+        """Let requests join the batch; one that cannot be read is answered as failed.
+
+        Raises:
+            WeightLoadError: weights that were deposited could not be loaded; only a `sync` helps.
+        """
+        from rollouts.engines.decoding.completions import open_completions
+
+        with self._lock:
+            self._open_mail()
+            if self._queue is None or self._queue.is_empty:
+                self._queue = self._new_queue()
+            for each in opened:
+                request = each.request
+                if reason := self._refusal(request.prompt_ids, request.prompt_ids):
+                    each.answer((Completion.failed(f"refused: {reason}"),) * request.n)
+                    continue
                 room = self.max_model_len - len(request.prompt_ids)
-                open_by_request[index] = open_completions(
-                    index,
-                    request,
+                completions = open_completions(
+                    each,
                     limit=min(request.sampling.max_tokens, room),
                     ends=self._stops.ends,
                     decode=self._stops.decode,
                 )
-        if refused:
-            yield refused
-        queue = DecodingQueue(
-            (row for each in open_by_request.values() for row in each),
-            lambda: self._kind(self._reader),
-            max_rows=min(self._config.max_num_seqs, self._reader.rows_per_pass),
-            max_tokens=self._capacity(),
-        )
-        while not queue.is_empty:
-            has_new_weights = self._open_mail()
-            take_next(queue.next_logits(reread=has_new_weights), queue.running, self._version)
-            touched = {each.request for each in queue.pop_finished()}
-            if ended := [
-                (index, _result(requests[index], open_by_request[index]))
-                for index in sorted(touched)
-                if all(each.finish for each in open_by_request[index])
-            ]:
-                yield ended
+                self._under_way[each] = completions
+                self._queue.add(completions)
+
+    def step(self) -> None:
+        """Sample the next token of every row in the batch, and answer what has ended."""
+        from rollouts.engines.decoding.completions import take_next
+
+        with self._lock:
+            if self._queue is None or self._queue.is_empty:
+                return
+            self._open_mail()
+            rereads, self._rereads = self._rereads, True
+            logits_BV = self._queue.next_logits(reread=rereads)
+            take_next(logits_BV, self._queue.running, self._version)
+            self._rereads = False
+            touched = dict.fromkeys(each.opened for each in self._queue.pop_finished())
+            for opened in touched:
+                completions = self._under_way[opened]
+                if all(each.finish for each in completions):
+                    del self._under_way[opened]
+                    opened.answer([each.completion() for each in completions])
+
+    def drop(self, opened: Collection[OpenRequest]) -> None:
+        """Decode these requests no further."""
+        with self._lock:
+            dropped = {each for each in opened if self._under_way.pop(each, None) is not None}
+            if dropped and self._queue is not None:
+                self._queue.drop(lambda completion: completion.opened in dropped)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Return the logprobs of given completions at temperature 1.
@@ -188,25 +219,29 @@ class TransformersEngine:
             ValueError: a prompt is empty, has a token that the model has not, or prompt and completion
                 together do not leave one free token in the context.
         """
-        self._open_mail()
-        for request in requests:
-            tokens = (*request.prompt_ids, *request.completion_ids)
-            if reason := self._refusal(request.prompt_ids, tokens):
-                raise ValueError(f"a sequence could not be scored: {reason}")
-        rows = [((*r.prompt_ids, *r.completion_ids), len(r.prompt_ids)) for r in requests]
-        mixes = [r.mix or () for r in requests]
-        logprobs: list[tuple[float, ...]] = self._reader.logprobs(rows, mixes)
-        return_freed_memory()
+        with self._lock:
+            self._open_mail()
+            for request in requests:
+                tokens = (*request.prompt_ids, *request.completion_ids)
+                if reason := self._refusal(request.prompt_ids, tokens):
+                    raise ValueError(f"a sequence could not be scored: {reason}")
+            rows = [((*r.prompt_ids, *r.completion_ids), len(r.prompt_ids)) for r in requests]
+            mixes = [r.mix or () for r in requests]
+            logprobs: list[tuple[float, ...]] = self._reader.logprobs(rows, mixes)
+            return_freed_memory()
         return logprobs
 
     def sync(self, update: WeightUpdate) -> SyncReport:
-        """Load an update and take its version.
+        """Load an update and take its version; requests under way are finished first.
 
         Raises:
             ValueError: tensors for an adapter engine or the reverse, or tensors are missing.
         """
-        self._mail.clear()
-        return self._load(update)
+        with self._lock:
+            self._mail.clear()
+            while self._whole and self._queue is not None and not self._queue.is_empty:
+                self.step()
+            return self._load(update)
 
     def deposit(self, update: WeightUpdate) -> SyncReport:
         """Leave weights, from any thread, for the next token; rows under way are read again under them."""
@@ -217,8 +252,17 @@ class TransformersEngine:
         """Free the model."""
         self._model = self._adapted = self._bank = self._reader = self._weights = None
 
-    def _open_mail(self) -> bool:
-        """Load what was deposited; return True if there was something."""
+    def _new_queue(self) -> DecodingQueue:
+        from rollouts.engines.decoding.queue import DecodingQueue
+
+        return DecodingQueue(
+            lambda: self._kind(self._reader),
+            max_rows=min(self._config.max_num_seqs, self._reader.rows_per_pass),
+            max_tokens=self._capacity(),
+        )
+
+    def _open_mail(self) -> None:
+        """Load what was deposited, if anything."""
         update = self._mail.popleft() if self._mail else None
         if update is not None:
             try:
@@ -227,7 +271,6 @@ class TransformersEngine:
                 raise WeightLoadError(f"{update.version!r} was not loaded: {error}") from error
         if not self._whole:
             raise RuntimeError("the last weight update failed half-way; sync again")
-        return update is not None
 
     def _load(self, update: WeightUpdate) -> SyncReport:
         start = time.perf_counter()
@@ -241,7 +284,7 @@ class TransformersEngine:
             self._weights.load(update.tensors)
             self._holds_base = update.tensors is None
             return_freed_memory()
-        self._whole = True
+        self._whole = self._rereads = True
         self._version = update.version
         seconds = time.perf_counter() - start
         return SyncReport(version=update.version, seconds=seconds, num_engines=1, load_s=seconds)
@@ -297,10 +340,6 @@ class TransformersEngine:
         room -= sum(tensor.nbytes for tensor in self._model.state_dict().values())
         tokens: int = max(0, room) // (2 * int(self._token_bytes))
         return tokens
-
-
-def _result(request: SampleRequest, completions: Sequence[Any]) -> SampleResult:
-    return SampleResult(id=request.id, completions=tuple(each.completion() for each in completions))
 
 
 class _Stops:

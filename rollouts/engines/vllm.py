@@ -17,11 +17,12 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from rollouts.engines.backend import BASE_VERSION, EngineSpec, ServedModel, offline_environment
 from rollouts.engines.protocol import (
@@ -35,6 +36,7 @@ from rollouts.engines.protocol import (
     WeightUpdate,
     check_update,
 )
+from rollouts.engines.turns import OpenRequest, SteppedConversation
 from rollouts.engines.vllm_bank import IncrementServer
 from rollouts.engines.vllm_format import (
     LOGITS_OF_PROMPTS_MIB,
@@ -46,6 +48,7 @@ from rollouts.engines.vllm_format import (
 from rollouts.engines.vllm_models import check_head_dim, check_served, check_serves_adapters
 from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
+from rollouts.machine.fair_lock import FairLock
 from rollouts.machine.memory import return_freed_memory
 from rollouts.model_config import sizes_of
 from rollouts.model_folder import check_model_folder
@@ -58,6 +61,9 @@ if TYPE_CHECKING:
     Work = tuple[Sequence[int], SamplingParams, LoRARequest | None]
     """Tokens of one request, its sampling, and the adapter that answers it."""
 
+CPU_BLOCK_TOKENS = 32
+"""Tokens of a block of the KV cache on CPUs, the fewest that vLLM's attention takes there. The prefix cache
+knows whole blocks only: with vLLM's own 128 a short prompt and its turns would never be found in it."""
 MAX_LORAS = 8
 """Largest number of increments of a bank in one batch of vLLM; requests of others wait their turn."""
 
@@ -143,7 +149,9 @@ class VLLMEngine:
         self._adapters_seen = 0
         self._bank: IncrementServer | None = None
         self._holds_base = self._whole = True
-        self._calls = 0
+        self._added = 0
+        self._receivers: dict[str, OutputReceiver] = {}
+        self._lock = FairLock()
         # Another thread may leave weights here; of two that nobody loaded the later one stays.
         self._mail: deque[WeightUpdate] = deque(maxlen=1)
         self._engine.set_weight_version(BASE_VERSION)
@@ -175,16 +183,41 @@ class VLLMEngine:
         ``logprobs_T`` are nats under the distribution that was sampled from, after temperature,
         top-p and top-k; at temperature 0 they are those of the model itself.
         """
-        outputs = self._run(self._work(requests))
-        return [_result(*pair) for pair in zip(requests, outputs, strict=True)]
+        results = dict(pair for batch in self.stream(requests) for pair in batch)
+        return [results[index] for index in range(len(requests))]
 
     def stream(self, requests: Sequence[SampleRequest]) -> Arrivals:
         """Yield the results of `generate`, each as soon as its last completion is finished."""
-        silent = dict(enumerate(requests))
-        for outputs in self._finished(self._work(requests)):
-            yield [(index, _result(silent.pop(index), output)) for index, output in outputs]
-        if silent:
-            yield [(index, _result(request, None)) for index, request in silent.items()]
+        yield from SteppedConversation(self).stream(requests)
+
+    def open(self) -> SteppedConversation:
+        """Begin a conversation: requests join those that vLLM works on; see `OpenEngine.open`.
+
+        vLLM keeps what it read and sampled in its prefix cache, in whole blocks, until memory is short or
+        the weights change: a prompt that goes on from there is only read from its end.
+        """
+        return SteppedConversation(self)
+
+    def add(self, opened: Sequence[OpenRequest]) -> None:
+        """Let requests join those that vLLM works on; one that it refuses is answered as failed."""
+        with self._lock:
+            self._open_mail()
+            self._check_whole()
+            for each in opened:
+                request = each.request
+                adapter = self._adapter_of(request.mix)
+                receive = partial(_answer, each)
+                work = request.prompt_ids, sampling_params(request), adapter
+                self._add(work, receive, owner=each)
+
+    def step(self) -> None:
+        """Let vLLM take one step, under the newest weights, and answer what has ended."""
+        self._step(opens_mail=True)
+
+    def drop(self, opened: Collection[OpenRequest]) -> None:
+        """Take requests out of vLLM that are not answered."""
+        with self._lock:
+            self._abort([key for key, each in self._receivers.items() if each.owner in opened])
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Return the logprobs of given completions at temperature 1, read from vLLM's prompt logprobs.
@@ -208,25 +241,27 @@ class VLLMEngine:
         outputs: list[Any] = []
         mib = LOGITS_OF_PROMPTS_MIB[resolve_device(self._config.device)]
         vocab_size = int(self._llm.model_config.get_vocab_size())
-        self._open_mail()
-        for part in scored_together(requests, vocab_size, mib):
-            work = [
-                ((*r.prompt_ids, *r.completion_ids), params, self._adapter_of(r.mix)) for r in part
-            ]
-            outputs += self._run(work, opens_mail=False)
-        # Logits of whole prompts are the largest blocks of memory that an engine frees.
-        return_freed_memory()
+        with self._lock:
+            self._open_mail()
+            self._check_whole()
+            for part in scored_together(requests, vocab_size, mib):
+                outputs += self._scored(part, params)
+            # Logits of whole prompts are the largest blocks of memory that an engine frees.
+            return_freed_memory()
         return [scores(*pair) for pair in zip(requests, outputs, strict=True)]
 
     def sync(self, update: WeightUpdate) -> SyncReport:
-        """Load an update, drop the prefix cache, stamp the version.
+        """Load an update, drop the prefix cache, stamp the version; requests under way are finished first.
 
         Raises:
             ValueError: tensors for an adapter engine or the reverse, or tensors are missing.
-            RuntimeError: the prefix cache could not be dropped, or requests run under an adapter.
+            RuntimeError: the prefix cache could not be dropped.
         """
-        self._mail.clear()
-        return self._load(update)
+        with self._lock:
+            self._mail.clear()
+            while self._whole and self._receivers:
+                self._step(opens_mail=False)
+            return self._load(update)
 
     def deposit(self, update: WeightUpdate) -> SyncReport:
         """Leave weights, from any thread, for the one that steps vLLM: it loads them before its next step.
@@ -290,9 +325,6 @@ class VLLMEngine:
         """Return the adapter that answers a request of this mix."""
         return self._adapter if self._bank is None else self._bank.request_of(mix)
 
-    def _work(self, requests: Sequence[SampleRequest]) -> list[Work]:
-        return [(r.prompt_ids, sampling_params(r), self._adapter_of(r.mix)) for r in requests]
-
     def _load_adapter(self, folder: str) -> None:
         from vllm.lora.request import LoRARequest
 
@@ -310,65 +342,80 @@ class VLLMEngine:
             self._engine.remove_lora(self._previous_adapter.lora_int_id)
         self._previous_adapter, self._adapter = self._adapter, adapter
 
-    def _run(self, work: Sequence[Work], opens_mail: bool = True) -> list[Any]:
-        """Step vLLM until all work is done; per item vLLM's output, or why it was refused."""
-        outputs: list[Any] = [None] * len(work)
-        for batch in self._finished(work, opens_mail):
-            for index, output in batch:
-                outputs[index] = output
-        return outputs
+    def _check_whole(self) -> None:
+        if not self._whole:
+            raise RuntimeError("the last weight update failed half-way; sync again")
 
-    def _finished(
-        self, work: Sequence[Work], opens_mail: bool = True
-    ) -> Iterator[list[tuple[int, Any]]]:
-        """Yield the outputs of `_run` as they come: what vLLM refuses, then what each step finishes.
+    def _step(self, *, opens_mail: bool) -> None:
+        """Step vLLM once and hand on what has ended.
 
         Args:
             opens_mail: False keeps the weights that vLLM holds, whatever is deposited meanwhile.
         """
-        if opens_mail:
-            self._open_mail()
-        if not self._whole:
-            raise RuntimeError("the last weight update failed half-way; sync again")
-        self._calls += 1
-        call = self._calls
-        try:
-            added = [
-                (index, self._add(f"{call}.{index}", *item)) for index, item in enumerate(work)
-            ]
-            if refused := [pair for pair in added if pair[1] is not None]:
-                yield refused
-            while self._engine.has_unfinished_requests():
-                if opens_mail:
-                    self._open_mail()
-                if outputs := self._engine.step():
-                    yield [(int(o.request_id.partition(".")[2]), o) for o in outputs]
-        except BaseException:
-            # Left in place, the remaining requests would run, and count, in the next call.
-            with suppress(Exception):
-                self._engine.abort_request([f"{call}.{index}" for index in range(len(work))])
-            raise
+        with self._lock:
+            if not self._receivers:
+                return
+            if opens_mail:
+                self._open_mail()
+            self._check_whole()
+            for output in self._engine.step():
+                if (receiver := self._receivers.pop(output.request_id, None)) is not None:
+                    receiver.receive(output)
+            if not self._engine.has_unfinished_requests():
+                silent, self._receivers = self._receivers, {}
+                for receiver in silent.values():
+                    receiver.receive(None)
 
-    def _add(
-        self,
-        request_id: str,
-        token_ids: Sequence[int],
-        params: SamplingParams,
-        adapter: LoRARequest | None,
-    ) -> str | None:
-        """Queue one request; return the reason if vLLM refuses it."""
-        prompt = {"type": "token", "prompt_token_ids": list(token_ids)}
+    def _scored(self, part: Sequence[ScoreRequest], params: SamplingParams) -> list[Any]:
+        """Return vLLM's outputs for sequences that are scored together; None where it has none."""
+        outputs: list[Any] = [None] * len(part)
+        keys, owner = set(), object()
+        try:
+            for index, request in enumerate(part):
+                tokens = (*request.prompt_ids, *request.completion_ids)
+                work = tokens, params, self._adapter_of(request.mix)
+                keys.add(self._add(work, partial(outputs.__setitem__, index), owner))
+            while not keys.isdisjoint(self._receivers):
+                self._step(opens_mail=False)
+        finally:
+            self._abort([key for key in keys if key in self._receivers])
+        return outputs
+
+    def _add(self, work: Work, receive: Callable[[Any], None], owner: object) -> str:
+        """Hand vLLM one request, and return its name there; a refusal is received at once."""
         from vllm.exceptions import VLLMClientError
 
+        token_ids, params, adapter = work
+        prompt = {"type": "token", "prompt_token_ids": list(token_ids)}
+        self._added += 1
+        key = str(self._added)
+        self._receivers[key] = OutputReceiver(receive, owner)
         try:
-            self._engine.add_request(request_id, prompt, params, lora_request=adapter)
+            self._engine.add_request(key, prompt, params, lora_request=adapter)
         except (ValueError, VLLMClientError) as error:
-            return f"refused: {error}"
-        return None
+            del self._receivers[key]
+            receive(f"refused: {error}")
+        return key
+
+    def _abort(self, keys: Sequence[str]) -> None:
+        """Take requests out of vLLM: left there, they would run, and count, beside those that follow."""
+        for key in keys:
+            del self._receivers[key]
+        with suppress(Exception):
+            self._engine.abort_request(list(keys))
 
 
-def _result(request: SampleRequest, output: Any) -> SampleResult:
-    return SampleResult(id=request.id, completions=completions(output, request.n))
+class OutputReceiver(NamedTuple):
+    """Caller that takes vLLM's output of one request."""
+
+    receive: Callable[[Any], None]
+    """Takes the output, the reason why vLLM refused the request, or None if vLLM has no output."""
+    owner: object
+    """Object by which the caller may take its requests back."""
+
+
+def _answer(opened: OpenRequest, output: Any) -> None:
+    opened.answer(completions(output, opened.request.n))
 
 
 def _start_vllm(config: VLLMConfig) -> Any:
@@ -413,7 +460,11 @@ def _llm_arguments(config: VLLMConfig, device: Literal["cpu", "cuda"]) -> dict[s
     if device == "cuda":
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     else:
-        arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mb << 20}
+        arguments |= {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": config.kv_cache_mb << 20,
+            "block_size": CPU_BLOCK_TOKENS,
+        }
     if config.lora_rank is not None:
         bank = config.bank_increments
         arguments |= {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 WAVES_PER_CALL = 4
 """Full batches that one call may hold: this bounds the time of a call, which has a deadline."""
@@ -46,3 +46,30 @@ def split(costs: Sequence[int], bins: int) -> list[tuple[int, ...]]:
         heapq.heappush(heap, (load + costs[index], share))
     filled = [tuple(sorted(share)) for share in shares if share]
     return sorted(filled, key=lambda share: -sum(costs[i] for i in share))
+
+
+def engine_for(
+    n: int, loads: Mapping[int, int], max_num_seqs: int, home: int | None = None
+) -> int | None:
+    """Choose the engine that samples ``n`` more completions; None if all have enough to do.
+
+    An engine has enough with a quarter of a batch waiting behind a full one: it never runs dry between two
+    looks at it, and what is not sent yet can go to another engine. The engine that has the prompt's prefix
+    is taken unless it is busier than the least busy one by more than a quarter of a batch: then reading
+    the prompt again costs less than sampling in the larger batch.
+
+    Args:
+        loads: completions that each engine owes.
+        home: engine that has the prefix.
+
+    >>> engine_for(1, {0: 3, 1: 4}, 8), engine_for(1, {0: 3, 1: 4}, 8, home=1)
+    (0, 1)
+    >>> engine_for(1, {0: 3, 1: 6}, 8, home=1), engine_for(1, {0: 10, 1: 10}, 8)
+    (0, None)
+    """
+    slack = max(1, max_num_seqs // 4)
+    free = [i for i, load in loads.items() if not load or load + n <= max_num_seqs + slack]
+    least = min(free, key=lambda index: (loads[index], index), default=None)
+    if home in free and least is not None and loads[home] - loads[least] <= slack:
+        return home
+    return least

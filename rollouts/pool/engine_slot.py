@@ -7,8 +7,9 @@ call of its own and not in its constructor, so that the reason of a failed start
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +26,12 @@ from rollouts.engines.protocol import (
     SyncReport,
     WeightUpdate,
 )
+from rollouts.engines.turns import conversation_with
 from rollouts.pool.placement import Bundle, Room
 
 MAIL = "mail"
-"""Concurrency group of `EngineActor.deposit`, which must not wait for the actor's running call."""
+"""Concurrency group of `EngineActor.deposit` and `EngineActor.ask`, which must not wait for the actor's
+running call."""
 
 EngineFactory = Callable[[], RolloutEngine]
 """Builds the engine inside its actor; must be picklable."""
@@ -40,6 +43,9 @@ class EngineActor:
     def __init__(self, factory: EngineFactory) -> None:
         self._factory = factory
         self._engine: RolloutEngine | None = None
+        self._door = threading.Lock()
+        self._listens = False
+        self._asked: list[SampleRequest] = []
 
     def start(self) -> int:
         """Build the engine; return the id of the process it lives in."""
@@ -58,6 +64,39 @@ class EngineActor:
             yield from engine.stream(requests)
         else:
             yield list(enumerate(engine.generate(requests)))
+
+    def converse(self, requests: Sequence[SampleRequest]) -> Iterator[list[SampleResult]]:
+        """Sample the requests and those that `ask` brings meanwhile, and yield results as they come.
+
+        Ends as soon as nothing is left to do: engines take other calls in between.
+        """
+        conversation = conversation_with(self._started())
+        num_open = 0
+        with self._door:
+            self._listens = True
+        try:
+            while requests or num_open:
+                if requests:
+                    conversation.ask(requests)
+                num_open += len(requests)
+                results = conversation.arrivals(0.0)
+                num_open -= len(results)
+                if results:
+                    yield results
+                with self._door:
+                    requests, self._asked = self._asked, []
+                    self._listens = bool(requests or num_open)
+        finally:
+            with self._door:
+                self._listens, self._asked = False, []
+            conversation.close()
+
+    def ask(self, requests: Sequence[SampleRequest]) -> bool:
+        """Let requests join those of a running `converse`; return False if none is running."""
+        with self._door:
+            if self._listens:
+                self._asked += requests
+            return self._listens
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
         """See `RolloutEngine.generate`."""
@@ -93,8 +132,6 @@ class Launch:
     bundle: Bundle
     """Resources that one actor takes."""
     start_deadline_s: float
-    in_flight: bool = False
-    """True if an actor takes weights while it samples."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -132,8 +169,8 @@ class EngineSlot:
             "max_restarts": 0,
             "runtime_env": {"env_vars": dict(self.launch.environment)},
         }
-        groups = ray.remote(concurrency_groups={MAIL: 1}) if self.launch.in_flight else ray.remote
-        self.actor = groups(EngineActor).options(**options).remote(self.launch.factory)
+        remote = ray.remote(concurrency_groups={MAIL: 1})(EngineActor)
+        self.actor = remote.options(**options).remote(self.launch.factory)
         self.pid, self.busy = None, False
         self.deadline = time.monotonic() + self.launch.start_deadline_s
         self.starting = [self.actor.start.remote()]

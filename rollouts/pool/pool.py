@@ -21,6 +21,7 @@ from typing import Any
 from rollouts.engines.backend import EngineSpec
 from rollouts.engines.protocol import (
     Arrivals,
+    Conversation,
     SampleRequest,
     SampleResult,
     ScoreRequest,
@@ -29,14 +30,21 @@ from rollouts.engines.protocol import (
     WeightUpdate,
 )
 from rollouts.engines.stored_tensor import read_stored
+from rollouts.engines.turns import Waves
 from rollouts.engines.weight_transfer import to_host
 from rollouts.errors import RunError
+from rollouts.machine.fair_lock import FairLock
 from rollouts.pool.balance import num_chunks, split
+from rollouts.pool.conversation import PoolConversation
 from rollouts.pool.dispatch import Dispatch, DispatchFailure, Verb
 from rollouts.pool.engine_slot import MAIL, EngineFactory, EngineSlot, Launch
+from rollouts.pool.exchange import Exchange
 from rollouts.pool.fleet import Fleet, Note, reason_of, refusal
 from rollouts.pool.placement import Bundle, on_one_machine
 from rollouts.types import Completion
+
+Answers = list[tuple[int, Any]]
+"""Answers that are ready together, each with the index of its item."""
 
 TOKENS_PER_CALL = 4096
 """Tokens scored in one call of `scores`: two of vLLM's steps, so that batches stay full."""
@@ -100,15 +108,21 @@ class EnginePool:
         self._failed = 0
         self._open: list[Dispatch] = []
         self._in_flight = in_flight
-        launch = _launch(config, engine_factory, bundle, start_deadline_s, in_flight)
+        launch = _launch(config, engine_factory, bundle, start_deadline_s)
         self._fleet = Fleet(launch, num_engines, max_restarts, note)
+        self.lock = FairLock()
+        """Held by whoever changes what the engines do; a conversation waits for answers without it."""
+        self.exchange = Exchange(
+            self._fleet, max_num_seqs=config.max_num_seqs, deadline_s=deadline_s
+        )
+        """Requests of the conversations."""
 
     @property
     def metrics(self) -> PoolMetrics:
         """Counters since the pool was made."""
         return PoolMetrics(
             restarts=len(self._fleet.replaced),
-            failed_requests=self._failed,
+            failed_requests=self._failed + self.exchange.num_failed,
             tokens=tuple(slot.tokens for slot in self._fleet.slots),
         )
 
@@ -151,7 +165,8 @@ class EnginePool:
         """Begin to sample; the engines work on while the caller does something else.
 
         Several may be under way: what finds no idle engine begins when an earlier one is collected.
-        Scoring and syncing finish them all first.
+        Scoring and syncing finish them all first. Requests of conversations that the engines have are
+        waited for.
         """
         import ray
 
@@ -159,10 +174,32 @@ class EnginePool:
         costs = [request.n * request.sampling.max_tokens for request in requests]
         # Ray Client hands on no streams.
         verb: Verb = "generate" if ray.util.client.ray.is_connected() else "stream"
-        dispatch = self._dispatch(verb, requests, costs, sequences)
-        self._open.append(dispatch)
-        dispatch.send()
+        with self.lock:
+            dispatch = self._dispatch(verb, requests, costs, sequences)
+            self._settle()
+            self._open.append(dispatch)
+            dispatch.send()
         return _Ticket(pool=self, requests=requests, dispatch=dispatch)
+
+    def open(self) -> Conversation:
+        """Begin a conversation: requests join engines that sample already; see `OpenEngine.open`."""
+        import ray
+
+        # Ray Client hands on no streams.
+        return Waves(self) if ray.util.client.ray.is_connected() else PoolConversation(self)
+
+    def exchange_turns(self) -> None:
+        """Take in what has come for conversations, and send what waits; the caller has the lock."""
+        self._fleet.wait_ready()
+        try:
+            self.exchange.receive()
+            if self.exchange.waits:
+                self._check_synced()
+                self._finish_tickets()
+                self.exchange.send()
+        except BaseException as error:
+            self.exchange.abandon(error)
+            raise
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Return the logprobs of given completions, spread over the engines, in request order.
@@ -171,8 +208,9 @@ class EnginePool:
             RunError: a sequence could not be scored.
         """
         costs = _tokens_of(requests)
-        self._finish_all()
-        answers = self._dispatch("score", requests, costs, len(requests)).run()
+        with self.lock:
+            self._finish_all()
+            answers = self._dispatch("score", requests, costs, len(requests)).run()
         _check_scored(answers)
         return answers
 
@@ -185,15 +223,20 @@ class EnginePool:
             RunError: a sequence could not be scored.
         """
         costs = _tokens_of(requests)
-        self._finish_all()
         calls = -(-sum(costs) // TOKENS_PER_CALL)
-        dispatch = self._dispatch("score", requests, costs, len(requests), at_least=calls)
-        for fresh in dispatch.arriving():
+        with self.lock:
+            self._finish_all()
+            dispatch = self._dispatch("score", requests, costs, len(requests), at_least=calls)
+        for fresh in self._in_turns(dispatch.arriving()):
             _check_scored(answer for _, answer in fresh)
             yield fresh
 
     def sync(self, update: WeightUpdate) -> SyncReport:
         """Hand the update to all engines at once, through one copy in the object store."""
+        with self.lock:
+            return self._sync(update)
+
+    def _sync(self, update: WeightUpdate) -> SyncReport:
         import ray
 
         self._finish_all()
@@ -231,12 +274,16 @@ class EnginePool:
         Raises:
             ValueError: the pool was not made with ``in_flight``.
         """
-        import ray
-
         if not self._in_flight:
             raise ValueError(
                 "a pool takes weights while it samples only if made with in_flight=True"
             )
+        with self.lock:
+            return self._deposit(update)
+
+    def _deposit(self, update: WeightUpdate) -> SyncReport:
+        import ray
+
         start = time.perf_counter()
         self._fleet.wait_ready()
         self._unsynced = f"not every engine took {update.version!r}"
@@ -301,6 +348,12 @@ class EnginePool:
     ) -> Dispatch:
         """Cut items into calls and dispatch them; ``at_least`` is the least number of calls."""
         self._fleet.wait_ready()
+        self._check_synced()
+        calls = num_chunks(sequences, len(self._fleet.slots), self._config.max_num_seqs)
+        chunks = split(costs, max(calls, at_least))
+        return Dispatch(self._fleet, verb, items, chunks, deadline_s=self._deadline_s)
+
+    def _check_synced(self) -> None:
         if self._unsynced is not None:
             raise RunError(
                 "the engines may hold different weights",
@@ -308,15 +361,22 @@ class EnginePool:
                 cause=self._unsynced,
                 remedy="sync again before sampling",
             )
-        calls = num_chunks(sequences, len(self._fleet.slots), self._config.max_num_seqs)
-        chunks = split(costs, max(calls, at_least))
-        return Dispatch(self._fleet, verb, items, chunks, deadline_s=self._deadline_s)
 
     def _finish(self, dispatch: Dispatch) -> list[Any]:
         """Wait for a call's answers, then let the next one under way have the engines."""
-        for _ in self._arriving(dispatch):
-            pass
-        return dispatch.run()
+        with self.lock:
+            for _ in self._arriving(dispatch):
+                pass
+            return dispatch.run()
+
+    def _in_turns(self, answers: Iterator[Answers]) -> Iterator[Answers]:
+        """Yield what comes, and have the lock only while something is waited for."""
+        while True:
+            with self.lock:
+                fresh = next(answers, None)
+            if fresh is None:
+                return
+            yield fresh
 
     def _arriving(self, dispatch: Dispatch) -> Iterator[list[tuple[int, Any]]]:
         """Yield the answers of `_finish` as they come.
@@ -343,8 +403,25 @@ class EnginePool:
                 waiting.send()
 
     def _finish_all(self) -> None:
+        self._finish_tickets()
+        self._settle()
+
+    def _finish_tickets(self) -> None:
         while self._open:
             self._finish(self._open[0])
+
+    def _settle(self) -> None:
+        """Wait until the engines have answered what conversations sent them; send nothing more."""
+        import ray
+
+        try:
+            while not self.exchange.is_quiet:
+                refs, pause_s = list(self.exchange.refs()), self.exchange.seconds_left()
+                ray.wait(refs, num_returns=1, timeout=pause_s)
+                self.exchange.receive()
+        except BaseException as error:
+            self.exchange.abandon(error)
+            raise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -360,7 +437,7 @@ class _Ticket:
         return [_result(*pair) for pair in zip(self.requests, answers, strict=True)]
 
     def arrivals(self) -> Arrivals:
-        for answers in self.pool._arriving(self.dispatch):
+        for answers in self.pool._in_turns(self.pool._arriving(self.dispatch)):
             yield [(index, _result(self.requests[index], answer)) for index, answer in answers]
 
 
@@ -382,7 +459,6 @@ def _launch(
     factory: EngineFactory | None,
     bundle: Bundle | None,
     start_deadline_s: float,
-    in_flight: bool,
 ) -> Launch:
     import ray
 
@@ -402,7 +478,6 @@ def _launch(
         environment=config.environment(device),
         bundle=bundle,
         start_deadline_s=start_deadline_s,
-        in_flight=in_flight,
     )
 
 

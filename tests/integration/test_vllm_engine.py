@@ -14,9 +14,10 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks.turns import MeasuredEngine
 from rollouts.engines.backend import LINEAR_LAYERS
 from rollouts.engines.protocol import BankAdapter, SampleRequest, ScoreRequest, WeightUpdate
-from rollouts.engines.vllm import VLLMConfig, VLLMEngine, engine_environment
+from rollouts.engines.vllm import CPU_BLOCK_TOKENS, VLLMConfig, VLLMEngine, engine_environment
 from rollouts.engines.vllm_bank import write_increment
 from rollouts.errors import RunError, UserError
 from rollouts.pool.pool import EnginePool
@@ -38,7 +39,8 @@ def pools(ray_cluster, tiny_llama):
     lora = VLLMConfig(
         model=str(tiny_llama), max_num_seqs=16, kv_cache_mb=64, lora_rank=4, device="cpu"
     )
-    pools = EnginePool(config), EnginePool(lora)
+    measured = partial(MeasuredEngine, config, uses_cache=True)
+    pools = EnginePool(config, engine_factory=measured), EnginePool(lora)
     yield pools
     for pool in pools:
         pool.close()
@@ -203,6 +205,47 @@ def test_results_come_as_they_are_finished(full):
     arrivals = [place for found in full.submit(requests).arrivals() for place, _ in found]
     assert len(full.generate(requests)[0].completions[0].token_ids) > 1
     assert arrivals == [2, 1, 0]
+
+
+def test_turns_keep_their_logprobs_over_syncs_and_are_read_from_their_ends(full, model):
+    """Eight conversations of four turns: the weights change before the second and the third, and what the
+    fourth continues is in the prefix cache."""
+    full.sync(WeightUpdate(version="turn/0"))
+    prompts, conversation, said = {i: LONG[: 40 + i] for i in range(8)}, full.open(), {}
+    for turn in range(4):
+        before = counts(full)
+        if turn in (1, 2):
+            perturb(model, 20 + turn)
+            full.sync(weights(model, f"turn/{turn}"))
+        requests = [
+            replace(
+                ask(f"{i}/{turn}", prompt=prompt, n=1, seed=8 * turn + i), follows=f"{i}/{turn - 1}"
+            )
+            for i, prompt in prompts.items()
+        ]
+        for request in requests:
+            conversation.ask([request])
+        results = {}
+        while len(results) < 8:
+            results |= {result.id: result.completions for result in conversation.arrivals(60.0)}
+        known = sum(len(ids) // CPU_BLOCK_TOKENS * CPU_BLOCK_TOKENS for ids in said.values())
+        for i, request in enumerate(requests):
+            (completion,) = results[request.id]
+            assert len(completion.token_ids) == len(completion.logprobs_T) > 0
+            (span,) = completion.weight_versions
+            assert span == (f"turn/{min(turn, 2)}", 0, len(completion.token_ids))
+            assert worst(model, request.prompt_ids, [completion]) < TOLERANCE
+            score = ScoreRequest(prompt_ids=request.prompt_ids, completion_ids=completion.token_ids)
+            assert full.score([score])[0] == pytest.approx(completion.logprobs_T, abs=TOLERANCE)
+            said[i] = (*request.prompt_ids, *completion.token_ids)
+            prompts[i] = (*said[i], 7, 8, 9)
+        if turn == 3:
+            assert counts(full)["cached"] - before["cached"] == known
+    conversation.close()
+
+
+def counts(pool):
+    return {name: float(pool.about()[name]) for name in ("prompt", "cached")}
 
 
 def test_a_refused_request_fails_alone(full):

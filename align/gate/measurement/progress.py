@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Literal
 
 from rollouts.engines.protocol import (
+    Conversation,
     RolloutEngine,
     SampleRequest,
     SampleResult,
@@ -22,6 +23,7 @@ from rollouts.engines.protocol import (
     Ticket,
     WeightUpdate,
 )
+from rollouts.engines.turns import conversation_with
 
 Stage = Literal["asking", "scoring", "measured"]
 """Step of a suite: ``asking`` (engines sample or score), ``scoring`` (the metric reads), ``measured``."""
@@ -159,6 +161,10 @@ class CountedEngine:
         """Sample every request once."""
         return self.submit(requests)()
 
+    def open(self) -> Conversation:
+        """Begin a conversation; every turn counts as a question."""
+        return _CountedConversation(conversation_with(self._engine), self._meter)
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Return the log-probabilities of each request's completion tokens."""
         self._meter.ask(len(requests))
@@ -187,3 +193,22 @@ class CountedEngine:
         for fresh in ticket.arrivals():
             self._meter.answer(len(fresh))
         return ticket()
+
+
+class _CountedConversation:
+    """Conversation whose questions and answers are counted."""
+
+    def __init__(self, conversation: Conversation, meter: SuiteMeter) -> None:
+        self._conversation, self._meter = conversation, meter
+
+    def ask(self, requests: Sequence[SampleRequest]) -> None:
+        self._meter.ask(len(requests))
+        self._conversation.ask(requests)
+
+    def arrivals(self, timeout_s: float) -> list[SampleResult]:
+        results = self._conversation.arrivals(timeout_s)
+        self._meter.answer(len(results))
+        return results
+
+    def close(self) -> None:
+        self._conversation.close()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rollouts.engines.decoding.distribution import SamplingColumns, draw, sampled_logprobs
-from rollouts.engines.protocol import SampleRequest
+from rollouts.engines.turns import OpenRequest
 from rollouts.types import Completion, FinishReason, Mix, Sampling, WeightSpan, WeightVersion
 
 DRAWN_TOGETHER = 4 << 20
@@ -26,8 +26,8 @@ Decode = Callable[[Sequence[int]], str]
 class OpenCompletion:
     """One completion under way."""
 
-    request: int
-    """Index of its request in the call."""
+    opened: OpenRequest
+    """Request that it belongs to."""
     prompt_ids: tuple[int, ...]
     sampling: Sampling
     limit: int
@@ -50,6 +50,11 @@ class OpenCompletion:
     def row(self) -> list[int]:
         """Everything that the model has to read before the next token."""
         return [*self.prompt_ids, *self.token_ids]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens in its row."""
+        return len(self.prompt_ids) + len(self.token_ids)
 
     @property
     def uniform(self) -> float:
@@ -89,18 +94,19 @@ class OpenCompletion:
 
 
 def open_completions(
-    index: int, request: SampleRequest, *, limit: int, ends: frozenset[int], decode: Decode | None
+    opened: OpenRequest, *, limit: int, ends: frozenset[int], decode: Decode | None
 ) -> list[OpenCompletion]:
     """Open the ``n`` completions of a request; their random numbers follow from its seed alone."""
+    request = opened.request
     sampling = request.sampling
-    opened = []
+    completions = []
     for number in range(request.n):
         # A stream of its own for each completion: neighbouring seeds share nothing.
         digest = blake2b(f"{request.seed}/{number}".encode(), digest_size=16).digest()
         stream = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
-        opened.append(
+        completions.append(
             OpenCompletion(
-                request=index,
+                opened=opened,
                 prompt_ids=request.prompt_ids,
                 sampling=sampling,
                 limit=limit,
@@ -110,7 +116,7 @@ def open_completions(
                 mix=request.mix or (),
             )
         )
-    return opened
+    return completions
 
 
 @torch.inference_mode()
