@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from rollouts.engines.protocol import (
     RolloutEngine,
@@ -18,22 +17,30 @@ from rollouts.engines.protocol import (
     SampleResult,
     StreamTicket,
     Ticket,
+    WatchingEngine,
 )
+from rollouts.engines.recorded import Recorded
+from rollouts.episodes.environment import Environments
+from rollouts.episodes.ticket import EpisodesTicket, act, acts, encoded
 from rollouts.errors import RunError, UserError
 from rollouts.prompts import PromptEncoder, first_places
-from rollouts.types import Completion, Prompt, RolloutGroup, Sampling, SnapshotId, WeightVersion
+from rollouts.types import (
+    Completion,
+    Prompt,
+    PromptIds,
+    RolloutGroup,
+    Sampling,
+    SnapshotId,
+    WeightVersion,
+)
 
 BATCHES = 8
 """Batches in which the groups of a step are handed over, at most: rewards that work in batches should
 still get some, and the last one comes when sampling is over."""
 
 
-class Sampler(Protocol):
-    """Object that answers requests: a `RolloutEngine`, or the record of what one has answered before."""
-
-    def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
-        """Begin to sample and return at once, where that is possible."""
-        ...
+Sampler = RolloutEngine | Recorded
+"""Object that answers requests, or the record of what one has answered before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +87,16 @@ class PendingRollouts:
             for number in complete:
                 yield dict(sorted(waiting.pop(number).items()))
 
+    def settle(self) -> None:
+        """Wait until nothing is under way that new weights would get into the middle of."""
+        if isinstance(self.ticket, EpisodesTicket):
+            self.ticket.settle()
+
+    def stop(self) -> None:
+        """Give up what is under way; the results are wanted no more."""
+        if isinstance(self.ticket, EpisodesTicket):
+            self.ticket.stop()
+
     def _group(self, index: int, result: SampleResult) -> RolloutGroup:
         request = self.requests[index]
         expected, answered = (request.id, request.n), (result.id, len(result.completions))
@@ -87,7 +104,7 @@ class PendingRollouts:
             raise _wrong(expected, answered)
         return RolloutGroup(
             prompt=self.prompts[index],
-            prompt_ids=request.prompt_ids,
+            prompt_ids=request.prompt_ids if result.prompt_ids is None else result.prompt_ids,
             completions_G=tuple(
                 _decoded(completion, self.encoder, self.sampling.stop_texts)
                 for completion in result.completions
@@ -106,19 +123,30 @@ def begin(
     seed: int,
     policy: SnapshotId | WeightVersion,
     positions: Sequence[int] | None = None,
+    environments: Environments | None = None,
 ) -> PendingRollouts:
     """Ask for ``group_sizes`` completions of each prompt, and wait for nothing.
 
     Args:
         positions: places of the prompts in the whole that they are a part of; None: they are the whole.
+        environments: those that completions act in; None: every completion is one turn. A record holds what
+            they did, so they are not asked again.
     """
     complete = encoder.ended(sampling)
     indices = range(len(prompts)) if positions is None else positions
     requests = [
-        _request(prompt, size, position, encoder, complete, seed)
+        _request(prompt, size, position, encoded(prompt, encoder, environments), complete, seed)
         for position, prompt, size in zip(indices, prompts, group_sizes, strict=True)
     ]
-    ticket = engine.submit(requests) if requests else list
+    ticket: Ticket
+    if not requests:
+        ticket = list
+    elif isinstance(engine, Recorded) or environments is None or not acts(environments, prompts):
+        ticket = engine.submit(requests)
+    else:
+        ticket = act(engine, prompts, requests, environments, encoder)
+        if isinstance(engine, WatchingEngine):
+            ticket = engine.watch(ticket, len(requests))
     return PendingRollouts(
         prompts=prompts,
         requests=requests,
@@ -138,9 +166,12 @@ def collect(
     seed: int,
     policy: SnapshotId | WeightVersion,
     positions: Sequence[int] | None = None,
+    environments: Environments | None = None,
 ) -> list[RolloutGroup]:
     """Sample ``group_sizes`` completions of each prompt and return one group per prompt, in order."""
-    pending = begin(engine, prompts, group_sizes, encoder, sampling, seed, policy, positions)
+    pending = begin(
+        engine, prompts, group_sizes, encoder, sampling, seed, policy, positions, environments
+    )
     return pending.groups()
 
 
@@ -150,9 +181,14 @@ def check_lengths(
     max_tokens: int,
     max_model_len: int,
     where: str | None = None,
+    environments: Environments | None = None,
 ) -> None:
-    """Raise a `UserError` when a prompt with ``max_tokens`` after it does not fit the context."""
-    lengths = [len(encoder.encode(prompt)) for prompt in prompts]
+    """Raise a `UserError` when a prompt with ``max_tokens`` after it does not fit the context.
+
+    Args:
+        environments: those that completions act in, whose tools stand in the prompts.
+    """
+    lengths = [len(encoded(prompt, encoder, environments)) for prompt in prompts]
     too_long = [i for i, length in enumerate(lengths) if length + max_tokens > max_model_len]
     if too_long:
         worst = max(too_long, key=lambda i: lengths[i])
@@ -173,7 +209,7 @@ def check_lengths(
 
 
 def _request(
-    prompt: Prompt, n: int, position: int, encoder: PromptEncoder, sampling: Sampling, seed: int
+    prompt: Prompt, n: int, position: int, prompt_ids: PromptIds, sampling: Sampling, seed: int
 ) -> SampleRequest:
     if n < 1:
         raise ValueError(f"prompt {prompt.id!r}: group size {n} is not positive")
@@ -181,7 +217,7 @@ def _request(
     digest = hashlib.sha256(request_id.encode()).digest()
     return SampleRequest(
         id=request_id,
-        prompt_ids=encoder.encode(prompt),
+        prompt_ids=prompt_ids,
         n=n,
         sampling=sampling,
         # 31 bits: every sampler's generator takes a non-negative int32.
@@ -193,6 +229,8 @@ def _decoded(completion: Completion, encoder: PromptEncoder, stops: Sequence[str
     """Return the completion with its text, cut before the first stop text."""
     if completion.finish_reason == "failed":
         return completion
+    if completion.episode is not None:  # Its text is that of the last turn, whose end ended it.
+        return replace(completion, text=cut(completion.text, stops))
     whole = encoder.decode(completion.token_ids)
     text = cut(whole, stops)
     # An engine that knows no texts went on behind the end.

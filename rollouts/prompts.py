@@ -250,13 +250,16 @@ class PromptEncoder:
         content = json.dumps([files, self.tokenizer.chat_template, self.eos_ids], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+    def encode(self, prompt: Prompt, tools: Sequence[Any] = ()) -> tuple[int, ...]:
         """Return the token ids [T] after which the completion starts.
+
+        Args:
+            tools: functions that the assistant may call, as JSON schemas; empty: those that the row lists.
 
         Raises a `UserError` for messages that the model's chat template cannot render.
         """
         if prompt.messages is not None:
-            ids = self._render(prompt, prompt.messages)
+            ids = self._render(prompt, prompt.messages, tools)
         else:
             assert prompt.text is not None
             ids = self._tokenize(prompt.text)
@@ -358,14 +361,16 @@ class PromptEncoder:
                 return tuple(bare if begun else full[: start + len(bare)])
         return tuple(full)
 
-    def _render(self, prompt: Prompt, turns: Sequence[Message]) -> tuple[int, ...]:
+    def _render(
+        self, prompt: Prompt, turns: Sequence[Message], tools: Sequence[Any]
+    ) -> tuple[int, ...]:
         if self.tokenizer.chat_template is None:
             raise UserError(
                 f"{prompt.label} is a list of messages, but the model has no chat template",
                 remedy="use a text column, or a model whose tokenizer has a chat template",
             )
         try:
-            return self.render(turns, opened=True, tools=tools_of(prompt.columns))
+            return self.render(turns, opened=True, tools=tools or tools_of(prompt.columns))
         except TemplateRefusal as error:
             roles = ", ".join(turn["role"] for turn in turns)
             raise UserError(

@@ -112,7 +112,7 @@ class _RoutedConversation:
     """Conversation whose requests have the mix of the prompt that they began with."""
 
     def __init__(self, conversation: Conversation, retrieve: Retrieve) -> None:
-        self._conversation, self._retrieve = conversation, retrieve
+        self.inner, self._retrieve = conversation, retrieve
         self._mixes: dict[str, Mix] = {}
 
     def ask(self, requests: Sequence[SampleRequest]) -> None:
@@ -121,13 +121,13 @@ class _RoutedConversation:
         self._mixes |= {request.id: mix for request, mix in zip(new, mixes, strict=True)}
         for request in requests:
             self._mixes.setdefault(request.id, self._mixes.get(request.follows or "", ()))
-        self._conversation.ask([_routed(request, self._mixes[request.id]) for request in requests])
+        self.inner.ask([_routed(request, self._mixes[request.id]) for request in requests])
 
     def arrivals(self, timeout_s: float) -> list[SampleResult]:
-        return self._conversation.arrivals(timeout_s)
+        return self.inner.arrivals(timeout_s)
 
     def close(self) -> None:
-        self._conversation.close()
+        self.inner.close()
 
 
 def _routed(request: Request, mix: Mix) -> Request:

@@ -34,6 +34,7 @@ from rollouts.engines.protocol import (
     WeightUpdate,
 )
 from rollouts.engines.recorded import Recorded, from_json, to_json
+from rollouts.episodes.figures import episode_metrics
 from rollouts.prompts import PromptEncoder
 from rollouts.types import ScoredGroup, WeightVersion
 
@@ -129,6 +130,7 @@ class StepSampler:
         if self.plan.spec.sampling.max_staleness and step + 1 < self.plan.spec.steps:
             self._pending[step + 1] = self._ask(step + 1)
         scored = self._refilled(self._result(scoring), step)
+        self._metrics |= episode_metrics(s.group for s in scored)
         if self.plan.spec.sampling.in_flight:
             self._metrics["staleness/tokens_fresher"] = fresher_share(scored)
         return Step(
@@ -167,6 +169,8 @@ class StepSampler:
         # An engine that samples within `submit` has nothing under way.
         if self._pending and sampling.in_flight and isinstance(engine, InFlightEngine):
             return engine.deposit(weights)
+        for pending_step in self._pending.values():
+            pending_step.pending.settle()
         return engine.sync(weights)
 
     def _replacements(self) -> Sequence[str]:

@@ -77,6 +77,12 @@ def pinned(
     return template if template.startswith(front) else front + template
 
 
+def parted(template: str) -> tuple[str, str]:
+    """Return the defaults that `pinned` wrote in front of a template, and the template itself."""
+    front, mark, model_template = template.rpartition("+%}")
+    return front + mark, model_template
+
+
 def variables(template: str) -> set[str]:
     """Return the names that a template reads before it sets them."""
     from jinja2 import meta

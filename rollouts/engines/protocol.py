@@ -36,6 +36,8 @@ class SampleResult:
 
     id: str
     completions: tuple[Completion, ...]
+    prompt_ids: tuple[int, ...] | None = None
+    """Tokens before the completions where an environment wrote some of them; None: those of the request."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,6 +196,15 @@ class OpenEngine(Protocol):
         A `RolloutEngine.sync` finishes the requests under way before it loads; weights that come by
         `InFlightEngine.deposit` are loaded before their next token. Later requests get the new weights.
         """
+        ...
+
+
+@runtime_checkable
+class WatchingEngine(Protocol):
+    """An engine that counts results which its callers make of several requests each."""
+
+    def watch(self, ticket: Ticket, results: int) -> Ticket:
+        """Return a ticket of which the results are counted while they are waited for."""
         ...
 
 

@@ -33,7 +33,11 @@ def to_json(results: Sequence[SampleResult]) -> list[dict[str, Any]]:
 def from_json(records: Sequence[Mapping[str, Any]]) -> list[SampleResult]:
     """Restore the results that `to_json` was given."""
     return [
-        SampleResult(id=record["id"], completions=tuple(map(_completion, record["completions"])))
+        SampleResult(
+            id=record["id"],
+            completions=tuple(map(_completion, record["completions"])),
+            prompt_ids=tuple(ids) if (ids := record.get("prompt_ids")) is not None else None,
+        )
         for record in records
     ]
 

@@ -29,7 +29,7 @@ class Sight(NamedTuple):
     """Running mean of its scores; None if no reward has scored it."""
 
 
-class Observation(NamedTuple):
+class MeanReward(NamedTuple):
     """One prompt as a step saw it."""
 
     prompt: str
@@ -50,8 +50,8 @@ class PromptHistory:
     """Weight of a step's score in the running mean."""
     is_read: bool = True
     """False in a campaign whose rounds never read it: nothing is noted then."""
-    _observed: dict[int, list[Observation]] = field(default_factory=dict)
-    """Observations by step of the round."""
+    _observed: dict[int, list[MeanReward]] = field(default_factory=dict)
+    """Mean scores by step of the round."""
     _state: dict[str, Sight] = field(default_factory=dict)
     """State before step `_reached`."""
     _reached: int = 0
@@ -89,7 +89,7 @@ class PromptHistory:
     def recall(self, counters: Mapping[str, Any]) -> None:
         """Go back to an earlier `counters`; an empty one forgets the round's steps."""
         self._observed = {
-            int(step): [Observation(*entry) for entry in entries]
+            int(step): [MeanReward(*entry) for entry in entries]
             for step, entries in counters.items()
         }
         self._rewind()
@@ -146,10 +146,10 @@ class PromptHistory:
         return (1.0 - self.recent) * before + self.recent * score
 
 
-def _observations(scored: Iterable[ScoredGroup]) -> Iterator[Observation]:
+def _observations(scored: Iterable[ScoredGroup]) -> Iterator[MeanReward]:
     for group in scored:
         prompt = group.group.prompt
         if prompt.source == "general":
             continue
         values: Sequence[float] = [s.value for s in group.scores_G if s.value is not None]
-        yield Observation(prompt.id, sum(values) / len(values) if values else None)
+        yield MeanReward(prompt.id, sum(values) / len(values) if values else None)

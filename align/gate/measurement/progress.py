@@ -153,17 +153,20 @@ class CountedEngine:
 
     def submit(self, requests: Sequence[SampleRequest]) -> Ticket:
         """Begin to sample; answers are counted while they are waited for."""
-        self._meter.ask(len(requests))
-        ticket = self._engine.submit(requests)
+        return self.watch(self._engine.submit(requests), len(requests))
+
+    def open(self) -> Conversation:
+        """Open a conversation with the engine; its requests are turns, which are not counted."""
+        return conversation_with(self._engine)
+
+    def watch(self, ticket: Ticket, results: int) -> Ticket:
+        """Return a ticket of which the results are counted while they are waited for."""
+        self._meter.ask(results)
         return lambda: self._counted(ticket)
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[SampleResult]:
         """Sample every request once."""
         return self.submit(requests)()
-
-    def open(self) -> Conversation:
-        """Begin a conversation; every turn counts as a question."""
-        return _CountedConversation(conversation_with(self._engine), self._meter)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         """Return the log-probabilities of each request's completion tokens."""
@@ -193,22 +196,3 @@ class CountedEngine:
         for fresh in ticket.arrivals():
             self._meter.answer(len(fresh))
         return ticket()
-
-
-class _CountedConversation:
-    """Conversation whose questions and answers are counted."""
-
-    def __init__(self, conversation: Conversation, meter: SuiteMeter) -> None:
-        self._conversation, self._meter = conversation, meter
-
-    def ask(self, requests: Sequence[SampleRequest]) -> None:
-        self._meter.ask(len(requests))
-        self._conversation.ask(requests)
-
-    def arrivals(self, timeout_s: float) -> list[SampleResult]:
-        results = self._conversation.arrivals(timeout_s)
-        self._meter.answer(len(results))
-        return results
-
-    def close(self) -> None:
-        self._conversation.close()

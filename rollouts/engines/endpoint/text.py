@@ -33,7 +33,7 @@ class TextEncoder(PromptEncoder):
         self._files_digest = "text"
         self._system = system
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+    def encode(self, prompt: Prompt, tools: Sequence[Any] = ()) -> tuple[int, ...]:
         """Return `TEXT` and the bytes of the request's own fields."""
         if prompt.messages is None:
             fields: dict[str, Any] = {"prompt": prompt.text}
@@ -41,8 +41,8 @@ class TextEncoder(PromptEncoder):
             turns = [dict(turn) for turn in prompt.messages]
             if self._system is not None and turns[0]["role"] not in ("system", "developer"):
                 turns.insert(0, {"role": "system", "content": self._system})
-            tools = list(tools_of(prompt.columns))
-            fields = {"messages": turns} | ({"tools": tools} if tools else {})
+            listed = list(tools or tools_of(prompt.columns))
+            fields = {"messages": turns} | ({"tools": listed} if listed else {})
         return (TEXT, *json.dumps(fields).encode())
 
     def decode(self, token_ids: Sequence[int]) -> str:
