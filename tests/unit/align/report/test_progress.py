@@ -18,9 +18,8 @@ from align.gate.measurement.progress import CountedEngine, SuiteMeter, SuiteProg
 from align.report import progress as display
 from align.report.progress import TIMES, LiveProgress, status_of
 from align.report.trackers.observer import TrackedObserver
-from rollouts.engines.protocol import SampleRequest, SampleResult, ScoreRequest
+from rollouts.engines.protocol import SampleResult, ScoreRequest
 from rollouts.engines.scripted import ScriptedEngine
-from rollouts.types import Sampling
 from tests.unit.align.gate.suites.test_gate_suites import ENCODER, answering, build, text_file
 from tests.unit.align.gate.suites.test_gate_suites import campaign as suites_campaign
 from tests.unit.campaigns import Watcher, campaign
@@ -206,23 +205,3 @@ def test_counting_closes_nothing() -> None:
     meter = SuiteMeter(suite="s", number=1, suites=1, items=1, tell=lambda _: None)
     CountedEngine(engine, meter).close()
     assert not engine.closed
-
-
-def test_turns_of_a_conversation_are_counted() -> None:
-    engine = ScriptedEngine(lambda prompt_ids, seed: ([9], [-1.0]))
-    shown: list[SuiteProgress] = []
-    meter = SuiteMeter(suite="s", number=1, suites=1, items=4, tell=shown.append)
-    conversation = CountedEngine(engine, meter).open()
-    conversation.ask([_turn("a"), _turn("b")])
-    assert len(conversation.arrivals(0.0)) == 2
-    conversation.ask([_turn("a/1")])
-    conversation.close()
-    assert [(each.stage, each.done) for each in shown] == [
-        ("asking", 0),
-        ("scoring", 4),
-        ("asking", 4),
-    ]
-
-
-def _turn(id: str) -> SampleRequest:
-    return SampleRequest(id=id, prompt_ids=(1,), n=1, sampling=Sampling(max_tokens=1), seed=0)
