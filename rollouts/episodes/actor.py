@@ -226,7 +226,7 @@ class Actor:
     def _finish(self, end: EpisodeEnd) -> SampleRequest | None:
         """Close the environment; its outcome ends the episode, and no request follows."""
         self._end, self._step = end, "closing"
-        self.waits_for = self.scene.environments.close(self.key)
+        self.waits_for = self.scene.environments.close(self.key, tuple(self._episode.messages))
         return None
 
     def _parsed(self, turn: Completion) -> ParsedTurn:

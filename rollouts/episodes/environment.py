@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from rollouts.types import Prompt
+from rollouts.types import Message, Prompt
 
 Schema = Mapping[str, Any]
 """One tool as chat templates take it: ``{"type": "function", "function": {"name", "parameters", ...}}``."""
@@ -86,8 +86,12 @@ class Environments(Protocol):
         """Make the calls of one turn; one observation for each, in order."""
         ...
 
-    def close(self, key: str) -> Future[Outcome]:
-        """End an episode and free its environment."""
+    def close(self, key: str, messages: Sequence[Message] = ()) -> Future[Outcome]:
+        """End an episode and free its environment.
+
+        Args:
+            messages: turns of the assistant and answers of tools, for rewards that read them.
+        """
         ...
 
     def drop(self, key: str) -> None:

@@ -22,7 +22,7 @@ from rollouts.episodes.environment import (
     ToolCall,
 )
 from rollouts.prompts import PromptEncoder
-from rollouts.types import Prompt
+from rollouts.types import Message, Prompt
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 HERMES = (
@@ -113,8 +113,9 @@ class LocalEnvironments:
         self.made += [(key, each) for each in calls]
         return self.threads.submit(lambda: [self._observation(each) for each in calls])
 
-    def close(self, key: str) -> Future[Outcome]:
+    def close(self, key: str, messages: Sequence[Message] = ()) -> Future[Outcome]:
         self.ended.append(key)
+        assert messages[-1]["role"] in ("assistant", "tool")
         return self.threads.submit(
             lambda: Outcome(reward=self.reward(key), state={"key": key}, environment="local")
         )
