@@ -95,7 +95,7 @@ def encoded(
     return encoder.encode(opened(prompt, None), tools=environments.schemas(prompt))
 
 
-def check_acting(
+def check_episodes(
     environments: Environments, prompts: Sequence[Prompt], encoder: PromptEncoder, where: str
 ) -> None:
     """Check that the episodes of some prompts can be rendered, and their calls be read.

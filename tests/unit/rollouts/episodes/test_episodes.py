@@ -15,7 +15,7 @@ from rollouts.collect import begin, check_lengths, collect
 from rollouts.engines.recorded import Recorded, from_json, to_json
 from rollouts.engines.scripted import ScriptedEngine
 from rollouts.episodes.environment import EpisodeRules, Observation
-from rollouts.episodes.ticket import check_acting
+from rollouts.episodes.ticket import check_episodes
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt, RolloutGroup, Sampling, TokenSpan, sampled_positions
 from tests.unit.acting import SCHEMAS, LocalEnvironments, call, encoder, ids, text
@@ -335,7 +335,7 @@ def test_turns_partition_the_tokens(turns: list[str], budget: int, size: int) ->
 
 def test_what_does_not_fit_is_said_before_anything_is_sampled() -> None:
     environments = LocalEnvironments(TOOLS)
-    check_acting(environments, [ASK], encoder(), "rounds.0")
+    check_episodes(environments, [ASK], encoder(), "rounds.0")
     length = len(encoder().encode(ASK, SCHEMAS))
     check_lengths([ASK], encoder(), 10, length + 10, environments=environments)
     with pytest.raises(UserError, match=f"has {length} tokens"):
@@ -345,8 +345,8 @@ def test_what_does_not_fit_is_said_before_anything_is_sampled() -> None:
         (LocalEnvironments(TOOLS, schema_list=[SCHEMAS[0], SCHEMAS[0]]), "rounds.0.tools"),
     ):
         with pytest.raises(UserError) as refusal:
-            check_acting(wrong, [ASK], encoder(), "rounds.0")
+            check_episodes(wrong, [ASK], encoder(), "rounds.0")
         assert str(refusal.value.where).startswith(place)
     with pytest.raises(UserError, match="no chat template") as refusal:
-        check_acting(environments, [ASK], encoder(None), "rounds.0")
+        check_episodes(environments, [ASK], encoder(None), "rounds.0")
     assert refusal.value.where == "rounds.0"
