@@ -132,6 +132,7 @@ def begin(
         environments: those that completions act in; None: every completion is one turn. A record holds what
             they did, so they are not asked again.
     """
+    environments = encoder.acting_in(environments)
     complete = encoder.ended(sampling)
     indices = range(len(prompts)) if positions is None else positions
     requests = [

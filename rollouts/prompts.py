@@ -35,6 +35,8 @@ from rollouts.values import to_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rollouts.episodes.environment import Environments
+
 logger = logging.getLogger(__name__)
 
 SHOWN = 3
@@ -278,6 +280,13 @@ class PromptEncoder:
             answer: length of the longest answer that follows, in tokens.
         """
         return ids
+
+    def acting_in(self, environments: Environments | None) -> Environments | None:
+        """Return the environments that completions act in, of those that a round or suite has.
+
+        An encoder whose policy has tools of its own overrides it.
+        """
+        return environments
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids without special tokens."""

@@ -16,6 +16,7 @@ from align.data.replay.examples import names_in
 from align.data.retrieval.documents import IndexChange, check_forgotten, load_change
 from align.data.retrieval.encoder import RetrievingEncoder
 from align.data.retrieval.index import DocumentIndex
+from align.data.retrieval.tool import SearchingEncoder, check_search
 from align.gate.suites.suites import Suite, build_suites
 from align.learner.folder.checks import check_base
 from align.learner.folder.source import check_unchanged
@@ -24,6 +25,7 @@ from align.store.stored_base import StoredBase, stored_base
 from rewards.rubric import Rubric, build_rubric
 from rollouts.chat.probe import check_conversations, probe_turns
 from rollouts.collect import check_lengths
+from rollouts.episodes.environment import EpisodeRules
 from rollouts.errors import UserError, within
 from rollouts.machine.device import resolve_device
 from rollouts.model_config import setting, sizes_of, text_config
@@ -81,8 +83,10 @@ class Inputs:
 
     def encoder_with(self, index: DocumentIndex | None) -> PromptEncoder:
         """Return the encoder of prompts that are read behind documents of an index; None: behind none."""
-        if index is None or index.settings.form == "tool":
+        if index is None:
             return self.encoder
+        if index.settings.form == "tool":
+            return SearchingEncoder(self.encoder, index, EpisodeRules(context=self.context))
         return RetrievingEncoder(
             self.encoder, index, context=self.context, answer=self.longest_answer
         )
@@ -123,6 +127,8 @@ def load_inputs(
     awaited = _awaited(config, inbox_rows := inbox_rows or {})
     known = [spec for spec in config.rounds if spec.name not in awaited]
     encoder = _encoder_of(config, model if base is None else base.readable(model))
+    if changes and (config.policy.retrieval or RetrievalConfig()).form == "tool":
+        check_search(encoder, "policy.retrieval.form")
     data = RoundDataLoader(
         rule=config.gate.overlap,
         encoder=encoder,

@@ -80,14 +80,6 @@ class RetrievalConfig(Settings):
             )
         return self
 
-    @model_validator(mode="after")
-    def _calls_no_tools(self) -> Self:
-        if self.form == "tool":
-            raise ValueError(
-                "form is tool, and rounds of this version call no tools; set form to prompt"
-            )
-        return self
-
     @property
     def stored(self) -> dict[str, Any]:
         """All settings as a version of the index keeps them, paths as the campaign file has them."""

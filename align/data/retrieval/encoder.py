@@ -6,8 +6,10 @@ so that engine and learner see the same tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from align.data.examples.stream import Unit
 from align.data.retrieval.before import question_of, text_with, turns_with
@@ -40,13 +42,15 @@ class RetrievingEncoder(PromptEncoder):
         """Digest of the plain encoder: which documents are shown is the snapshot's business."""
         return self.plain.digest
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+    def encode(self, prompt: Prompt, tools: Sequence[Any] = ()) -> tuple[int, ...]:
         """Return the token ids of a prompt behind its documents; see `PromptEncoder.encode`."""
-        return self.encode_within(prompt, self.limit)
+        return self.encode_within(prompt, self.limit, tools)
 
-    def encode_within(self, prompt: Prompt, limit: int) -> tuple[int, ...]:
+    def encode_within(
+        self, prompt: Prompt, limit: int, tools: Sequence[Any] = ()
+    ) -> tuple[int, ...]:
         """Return the token ids of a prompt behind as many of its documents as fit ``limit`` tokens."""
-        return self.plain.encode(self.reading(prompt, limit))
+        return self.plain.encode(self.reading(prompt, limit, tools), tools)
 
     def reread(self, prompt: Prompt, ids: tuple[int, ...], answer: int) -> tuple[int, ...]:
         """Return the token ids of an encoded prompt behind its documents; see `PromptEncoder.reread`."""
@@ -59,9 +63,9 @@ class RetrievingEncoder(PromptEncoder):
             return self.index.search(prompt.text or "")
         return self.index.search(question_of(prompt.messages))
 
-    def reading(self, prompt: Prompt, limit: int) -> Prompt:
+    def reading(self, prompt: Prompt, limit: int, tools: Sequence[Any] = ()) -> Prompt:
         """Return a prompt behind as many of its documents as fit ``limit`` tokens."""
-        return self._shown(prompt, self._fitting(prompt, limit))
+        return self._shown(prompt, self._fitting(prompt, limit, tools))
 
     def leaves_out(self, prompt: Prompt) -> bool:
         """Tell if there is no room for all documents that fit a prompt."""
@@ -75,10 +79,12 @@ class RetrievingEncoder(PromptEncoder):
         ids = self.reread(unit.prompt, unit.rows[0].prompt_ids, longest)
         return replace(unit, rows=tuple(replace(row, prompt_ids=ids) for row in unit.rows))
 
-    def _fitting(self, prompt: Prompt, limit: int) -> tuple[IndexedDocument, ...]:
+    def _fitting(
+        self, prompt: Prompt, limit: int, tools: Sequence[Any] = ()
+    ) -> tuple[IndexedDocument, ...]:
         """Return the documents of a prompt that have room before it, best first."""
         documents = self.documents_of(prompt)
-        while documents and len(self.plain.encode(self._shown(prompt, documents))) > limit:
+        while documents and len(self.plain.encode(self._shown(prompt, documents), tools)) > limit:
             documents = documents[:-1]
         return documents
 

@@ -15,6 +15,7 @@ from align.config.policy import PolicyConfig
 from align.data.base_model import SCHEMES, load_encoder, resolve_model
 from align.data.retrieval.encoder import RetrievingEncoder
 from align.data.retrieval.index import DocumentIndex, read_index
+from align.data.retrieval.tool import SearchingEncoder
 from align.gate.suites.suites import Suite, build_suites
 from align.judge.models.base import Named
 from align.judge.models.digest import digest_of_model
@@ -25,6 +26,7 @@ from align.round.inputs import context_of, longest_answer
 from align.round.session import StartEngine, versions
 from rollouts.engines import DEFAULT_BACKEND, backend_named
 from rollouts.engines.protocol import RolloutEngine
+from rollouts.episodes.environment import EpisodeRules
 from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
 
@@ -116,9 +118,11 @@ class LocalModel:
         check_addresses(self.folder, self.campaign)
 
     def encoder_of(self, suite: Suite) -> PromptEncoder:
-        """Return the model's own encoder, which puts documents before prompts if the model reads any."""
-        if self.index is None or self.index.settings.form == "tool":
+        """Return the model's own encoder, with its documents where the model reads any."""
+        if self.index is None:
             return self.encoder
+        if self.index.settings.form == "tool":
+            return SearchingEncoder(self.encoder, self.index, EpisodeRules(context=self.context))
         answer = longest_answer(self.campaign)
         return RetrievingEncoder(self.encoder, self.index, context=self.context, answer=answer)
 

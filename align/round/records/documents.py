@@ -12,6 +12,7 @@ from align.data.examples.stream import ExampleStream, Unit
 from align.data.retrieval.encoder import RetrievingEncoder
 from align.data.retrieval.index import ChangeCounts, DocumentIndex
 from align.data.retrieval.record import record_of
+from align.data.retrieval.tool import SearchingEncoder
 from align.round.inputs import Inputs
 from rollouts.types import SnapshotId
 
@@ -91,6 +92,12 @@ def planned_lines(config: CampaignConfig, inputs: Inputs) -> Iterator[str]:
 def _reading_lines(name: str, index: DocumentIndex | None, inputs: Inputs) -> Iterator[str]:
     """Yield a line on prompts of a round that no document fits, and on those without room for all."""
     encoder, prompts = inputs.encoder_with(index), inputs.prompts.get(name, ())
+    texts = sum(prompt.messages is None for prompt in prompts)
+    if isinstance(encoder, SearchingEncoder) and texts:
+        yield (
+            f"{texts} of {len(prompts)} prompts are texts, which cannot call search; "
+            "prompts: {chat: true} makes each a user's message"
+        )
     if not isinstance(encoder, RetrievingEncoder) or not encoder.index.searchable:
         return
     without = sum(not encoder.documents_of(prompt) for prompt in prompts)

@@ -67,6 +67,7 @@ def test_a_change_that_does_nothing_is_refused(change: dict[str, Any], words: st
         ({"encoder": "e"}, "encoder is set and method is bm25"),
         ({"method": "dense", "b": 0.5}, "b is set and method is dense"),
         ({"method": "dense", "encoder": "e", "layer": 1}, "remove one"),
+        ({"form": "tool", "role": "system"}, "role is of documents before a prompt"),
         ({"top_k": 0}, "greater than or equal to 1"),
     ],
 )
