@@ -276,7 +276,7 @@ class RoundConfig(RoundSettings, ScheduleSettings):
             )
         if self.prompts is not None:
             self.__dict__["prompts"] = self.prompts.with_chat(self.system, kwargs)
-        elif self.system is not None or kwargs:
+        elif self.data is not None and (self.system is not None or kwargs):
             name = "system" if self.system is not None else "sampling.chat_template_kwargs"
             raise ValueError(
                 f"{name} is for prompts that are sampled for, and {self.algorithm.name} learns from data; "
