@@ -7,6 +7,7 @@ neither the answers nor the library that counted them, so a stored verdict can b
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -42,7 +43,9 @@ class Formula(ABC):
     def lost_unit(self, candidate_NK: Array, comparator_NK: Array) -> tuple[Array, Array]:
         """Return the counts, ``K`` each, of a unit that the candidate lost whole and the comparator has.
 
-        It is as large as the largest unit there is, and made up as usual: a collapse at its worst.
+        Its make-up is the usual one. Its size is the geometric mean of two: that of the unit that a single
+        span or word is in on average, by which rare damage to long texts would pass too often, and that of
+        the largest unit, by which a few long texts among many short ones would let nothing pass.
         """
 
     def figures(self, totals_K: Array) -> Mapping[str, float]:
@@ -74,7 +77,7 @@ class F1(Formula):
     def lost_unit(self, candidate_NK: Array, comparator_NK: Array) -> tuple[Array, Array]:
         """Return a unit in which the candidate misses all, and what it names is wrong."""
         both_NK = np.concatenate([candidate_NK, comparator_NK])
-        true, false, missed = _largest(both_NK, both_NK[:, 0] + both_NK[:, 2])
+        true, false, missed = _unit_of(both_NK, both_NK[:, 0] + both_NK[:, 2])
         there, named = true + missed, true + false
         return np.array([0.0, named, there]), np.array([there, 0.0, 0.0])
 
@@ -112,7 +115,7 @@ class BleuFormula(Formula):
     def lost_unit(self, candidate_NK: Array, comparator_NK: Array) -> tuple[Array, Array]:
         """Return a reference that the comparator has word for word and the candidate has nothing of."""
         both_NK = np.concatenate([candidate_NK, comparator_NK])
-        unit_K = _largest(both_NK, both_NK[:, 1])
+        unit_K = _unit_of(both_NK, both_NK[:, 1])
         order = (len(unit_K) - 2) // 2
         reference = float(unit_K[1])
         ngrams = np.maximum(reference - np.arange(order), 0.0)
@@ -147,7 +150,7 @@ class ChrfFormula(Formula):
     def lost_unit(self, candidate_NK: Array, comparator_NK: Array) -> tuple[Array, Array]:
         """Return a reference that the comparator has letter for letter and the candidate has nothing of."""
         both_NK = np.concatenate([candidate_NK, comparator_NK])
-        unit_K = _largest(both_NK, both_NK[:, 1])
+        unit_K = _unit_of(both_NK, both_NK[:, 1])
         wrong, right = unit_K.copy(), np.repeat(unit_K[1::3], 3)
         wrong[2::3] = 0.0
         return wrong, right
@@ -210,11 +213,13 @@ def formula_from(content: Mapping[str, Any]) -> Formula:
     return FORMULAS[content["name"]](**settings)
 
 
-def _largest(counts_NK: Array, sizes_N: Array) -> Array:
-    """Return usual counts, scaled to a unit of the largest size."""
+def _unit_of(counts_NK: Array, sizes_N: Array) -> Array:
+    """Return usual counts, scaled to the size that `Formula.lost_unit` states."""
     total = float(sizes_N.sum())
-    scale = float(sizes_N.max()) / total if total > 0.0 else 1.0 / len(sizes_N)
-    return counts_NK.sum(axis=0) * scale
+    if total <= 0.0:
+        return counts_NK.mean(axis=0)
+    size = math.sqrt(float(sizes_N @ sizes_N) / total * float(sizes_N.max()))
+    return counts_NK.sum(axis=0) / total * size
 
 
 def _ratio(above: Array, below: Array | NDArray[np.int64]) -> Array:

@@ -90,7 +90,7 @@ def test_a_loss_of_the_margin_passes_no_more_often_than_alpha(
 
 
 def test_it_has_the_power_to_pass_an_equal_candidate_and_to_see_a_gain() -> None:
-    before = spans(np.random.default_rng(3), 400)
+    before = spans(np.random.default_rng(3), 800)
     same = paired_bootstrap(before, before, F1(), 0.05, 0.05)
     assert same.p <= 0.05 and same.difference == 0.0 and same.variance == 0.0
     assert same.interval[0] <= 0.0 <= same.interval[1]
