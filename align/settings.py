@@ -8,7 +8,7 @@ hands `Places` to the validation; without one, as in Python, paths are relative 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -240,6 +240,11 @@ class Settings(BaseModel):
         """
         fields = type(self).model_fields
         return next((n for n in names if getattr(self, n) != fields[n].get_default()), None)
+
+
+def without_unset(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Leave out these settings of a dump where they are None or empty: older stores have no such keys."""
+    return {k: v for k, v in values.items() if v or k not in names}
 
 
 def settings_from(value: Any, registry: Mapping[str, type[Settings]], kind: str) -> Any:

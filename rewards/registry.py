@@ -33,6 +33,12 @@ from rewards.library import (
     verifiable,
 )
 from rewards.library.code.reward import code_tests
+from rewards.library.corpus.edits import EditSuccess
+from rewards.library.corpus.metric import CorpusMetric
+from rewards.library.corpus.names import CORPUS_METRICS
+from rewards.library.corpus.spans import SpanF1
+from rewards.library.corpus.translation import Bleu, Chrf
+from rewards.library.corpus.triples import TripleF1
 from rewards.library.ifeval.reward import ifeval
 from rewards.library.judge.pairwise import PairwiseJudge
 from rewards.library.judge.score import LLMJudge
@@ -106,6 +112,11 @@ REWARDS: dict[str, RewardSpec] = {
     "soft_overlong": RewardSpec(text.soft_overlong),
     "refusal": RewardSpec(refusal.refusal, range=UNIT),
     "naive_bayes": RewardSpec(naive_bayes.NaiveBayes),
+    "span_f1": RewardSpec(SpanF1, range=UNIT, graded=True),
+    "triple_f1": RewardSpec(TripleF1, range=UNIT, graded=True),
+    "bleu": RewardSpec(Bleu, range=UNIT, graded=True),
+    "chrf": RewardSpec(Chrf, range=UNIT, graded=True),
+    "edit_success": RewardSpec(EditSuccess, range=UNIT),
     "similarity": RewardSpec(similarity.similarity, range=UNIT, graded=True),
     "reward_model": RewardSpec(reward_model.reward_model, asks_a_model=True),
     "preference_model": RewardSpec(preference_model.preference_model, asks_a_model=True),
@@ -279,6 +290,21 @@ def load_reward(
     or does not take an option. ``where`` names the place in the campaign file.
     """
     return find_reward(name, where).load(options or {}, where)
+
+
+def corpus_metric(
+    name: str, options: Mapping[str, Any], where: str | None = None
+) -> CorpusMetric | None:
+    """Return the metric that counts answers, if the reward of this name is one.
+
+    Raises:
+        UserError: an option is wrong, or a package is missing.
+    """
+    if name not in CORPUS_METRICS:
+        return None
+    metric: Any = load_reward(name, options, where)
+    assert isinstance(metric, CorpusMetric)
+    return metric
 
 
 def facts_of(name: str) -> RewardFacts | None:

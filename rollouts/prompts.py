@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 SHOWN = 3
 """Most lines that a message names."""
 
+NO_KWARGS: Mapping[str, Any] = {}
+
 Scheme = Callable[[str], list[Prompt]]
 """Loader from ``scheme://...`` to prompts with ids of their own; a `ValueError` names the known ones."""
 
@@ -153,20 +155,23 @@ def content_id(content: str | Sequence[Message]) -> str:
 def _in_chat(prompt: Prompt, config: PromptsLike) -> Prompt:
     """Return the prompt as a chat if the source asks for one; its id stays that of the row's content."""
     chat, system = getattr(config, "chat", False), getattr(config, "system", None)
+    kwargs: Mapping[str, Any] = getattr(config, "chat_template_kwargs", {})
     turns = prompt.messages
     if turns is None and chat:
         turns = ({"role": "user", "content": str(prompt.text)},)
-    if turns is None and system is not None:
+    if turns is None and (system is not None or kwargs):
+        is_of = "system is a message" if system is not None else "chat_template_kwargs are"
         raise UserError(
-            "the prompts are text, and system is a message of a chat",
+            f"the prompts are text, and {is_of} of a chat",
             where=prompt.location or config.source,
-            remedy="add chat: true, which makes each text a user's message, or remove system",
+            remedy="add chat: true, which makes each text a user's message, or remove "
+            + ("system" if system is not None else "chat_template_kwargs"),
         )
     if turns is None:
         return prompt
     if system is not None and turns[0]["role"] not in ("system", "developer"):
         turns = ({"role": "system", "content": system}, *turns)
-    return replace(prompt, text=None, messages=turns)
+    return replace(prompt, text=None, messages=turns, chat_template_kwargs=kwargs)
 
 
 def _with_tools(prompt: Prompt) -> Prompt:
@@ -316,22 +321,28 @@ class PromptEncoder:
         }
 
     def render(
-        self, turns: Sequence[Message], *, opened: bool, tools: Sequence[Any] = ()
+        self,
+        turns: Sequence[Message],
+        *,
+        opened: bool,
+        tools: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = NO_KWARGS,
     ) -> tuple[int, ...]:
         """Return the token ids of chat turns.
 
         Args:
             opened: the assistant's next turn is begun, for a completion to follow.
             tools: functions that the assistant may call, as JSON schemas.
+            kwargs: variables of the template, over those that it carries.
 
         Raises:
             TemplateRefusal: the chat template raises on them, or leaves tools, calls or results out.
         """
-        text = self.rendered(turns, opened=opened, tools=tools)
+        text = self.rendered(turns, opened=opened, tools=tools, kwargs=kwargs)
         if calls_or_tools(turns, tools):
 
             def render(turns: Sequence[Message], tools: Sequence[Any]) -> str:
-                return self.rendered(turns, opened=opened, tools=tools)
+                return self.rendered(turns, opened=opened, tools=tools, kwargs=kwargs)
 
             if (lost := left_out(turns, tools, render)) is not None:
                 raise TemplateRefusal(f"it leaves out {lost}")
@@ -339,7 +350,14 @@ class PromptEncoder:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return tuple(int(token) for token in ids)
 
-    def rendered(self, turns: Sequence[Message], *, opened: bool, tools: Sequence[Any] = ()) -> str:
+    def rendered(
+        self,
+        turns: Sequence[Message],
+        *,
+        opened: bool,
+        tools: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = NO_KWARGS,
+    ) -> str:
         """Return the text that `render` tokenizes."""
         try:
             return str(
@@ -348,6 +366,7 @@ class PromptEncoder:
                     tools=list(tools) or None,
                     add_generation_prompt=opened,
                     tokenize=False,
+                    **kwargs,
                 )
             )
         except (
@@ -379,7 +398,12 @@ class PromptEncoder:
                 remedy="use a text column, or a model whose tokenizer has a chat template",
             )
         try:
-            return self.render(turns, opened=True, tools=tools or tools_of(prompt.columns))
+            return self.render(
+                turns,
+                opened=True,
+                tools=tools or tools_of(prompt.columns),
+                kwargs=prompt.chat_template_kwargs,
+            )
         except TemplateRefusal as error:
             roles = ", ".join(turn["role"] for turn in turns)
             raise UserError(

@@ -51,6 +51,8 @@ class Prompt:
     """Plain text, tokenized as it is."""
     messages: tuple[Message, ...] | None = None
     """Chat turns, rendered with the model's chat template."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template for this prompt, over the policy's; empty for most."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The dataset's other columns, handed to rewards by name."""
     source: Source = "new"

@@ -62,7 +62,7 @@ from align.config.rules import (
 from align.config.schedule import RememberConfig, ScheduleSettings, check_schedules
 from align.config.store import ReferencesConfig, StoreSettings
 from align.config.watch import HackingConfig, as_stored
-from align.settings import Name, Places, Settings
+from align.settings import Name, Places, Settings, without_unset
 from rollouts.errors import closest
 
 __all__ = [
@@ -121,6 +121,9 @@ class RoundSettings(Settings):
     """All methods that hold the policy to earlier rounds. Without this list ``anchors`` are the only
     method. With a list that has no ``kl_anchors``, in a round that sets no ``anchors`` either, there are no
     KL anchors."""
+    system: str | None = None
+    """System message of the round's prompts; None: that of its prompts, or of the policy. Prompts with a
+    system message of their own are refused."""
     suite: RoundSuiteConfig = RoundSuiteConfig()
     repair: RepairConfig = RepairConfig()
     merge: Annotated[SerializeAsAny[MergeConfig] | None, BeforeValidator(merger_from)] = None
@@ -213,13 +216,8 @@ class RoundConfig(RoundSettings, ScheduleSettings):
 
     @model_serializer(mode="wrap")
     def _without_overrides(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out unset settings that are younger than stores, which have no such key."""
-        values: dict[str, Any] = dump(self)
-        if not self.overrides:
-            values.pop("overrides", None)
-        if self.index is None:
-            values.pop("index", None)
-        return values
+        """Leave out settings that older stores do not have, unless they are set."""
+        return without_unset(dump(self), ("overrides", "system", "index"))
 
     def replaces(self, earlier: str) -> bool:
         """Tell if what this round contradicts of an earlier round is retired."""
@@ -264,6 +262,32 @@ class RoundConfig(RoundSettings, ScheduleSettings):
                     "set mode to override, or remove overrides"
                 )
             self.__dict__["mode"] = "override"
+        return self
+
+    @model_validator(mode="after")
+    def _chats(self) -> Self:
+        """Write the round's chat settings into its sources of prompts, so that each source is complete."""
+        kwargs, suite = self.sampling.chat_template_kwargs, self.suite
+        name = suite.chat_setting
+        if name is not None and suite.prompts is None:
+            raise ValueError(
+                f"suite.{name} is for suite.prompts, and the round is measured on its own prompts, which "
+                f"are rendered as in training; remove it, or name suite.prompts"
+            )
+        if self.prompts is not None:
+            self.__dict__["prompts"] = self.prompts.with_chat(self.system, kwargs)
+        elif self.data is not None and (self.system is not None or kwargs):
+            name = "system" if self.system is not None else "sampling.chat_template_kwargs"
+            raise ValueError(
+                f"{name} is for prompts that are sampled for, and {self.algorithm.name} learns from data; "
+                f"set it to null, and write it into the rows or set policy.{name.rpartition('.')[2]}"
+            )
+        if suite.prompts is not None:
+            source = suite.prompts.with_chat(
+                suite.system if suite.system is not None else self.system,
+                {**kwargs, **suite.chat_template_kwargs},
+            )
+            self.__dict__["suite"] = suite.model_copy(update={"prompts": source})
         return self
 
     @model_validator(mode="after")
@@ -463,6 +487,8 @@ class CampaignConfig(StoreSettings):
                 del settings["replay"]["examples"]
             if settings["merge"] is None:
                 del settings["merge"]
+            if settings.get("system") is None:
+                settings.pop("system", None)
         if content["policy"]["bank"] is None:
             del content["policy"]["bank"]
         # So it is with settings of suites that are younger than they are.

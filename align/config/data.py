@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
     Field,
+    JsonValue,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from align.settings import NAME_PATTERN, InputPath, Settings
+from align.settings import NAME_PATTERN, InputPath, Settings, without_unset
 
 
 def sourced(value: Any) -> Any:
@@ -39,10 +41,26 @@ class PromptsConfig(Settings):
     is."""
     system: str | None = None
     """System message for chats that have none of their own; None: ``policy.system``."""
+    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    """Variables of the chat template for these chats, over those of the policy."""
     heldout: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of a round's own prompts that the round is measured on and no round learns from. Prompts that
     share runs of words (``gate.overlap``) stay together. None: the round is measured on
     ``suite.prompts``."""
+
+    def with_chat(self, system: str | None, kwargs: Mapping[str, JsonValue]) -> Self:
+        """Return the source with a round's or a suite's chat settings, where it states none itself."""
+        changes: dict[str, Any] = {}
+        if system is not None and self.system is None:
+            changes["system"] = system
+        if kwargs:
+            changes["chat_template_kwargs"] = {**kwargs, **self.chat_template_kwargs}
+        return self.model_copy(update=changes) if changes else self
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out settings that older stores do not have, unless they are set."""
+        return without_unset(dump(self), ("chat_template_kwargs",))
 
     @model_validator(mode="after")
     def _demo_has_a_split(self) -> Self:

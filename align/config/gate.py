@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from align.config.data import Prompts, PromptsConfig, sourced
+from align.config.learning import StopTexts
 from align.config.rewards import Reward, RewardConfig
-from align.settings import InputPath, Name, Settings
+from align.settings import InputPath, Name, Settings, without_unset
 from rollouts.types import Sampling
 
 Family = Literal["general", "instruction", "safety"]
 """Suites of different families are told apart and never averaged together."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-StopText = Annotated[str, Field(min_length=1)]
 
 
 class AnswerSampling(Settings):
@@ -31,10 +38,7 @@ class AnswerSampling(Settings):
     """Sample from so many of the likeliest tokens; -1 and 0: from all."""
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Sample from tokens with at least this share of the likeliest one's probability."""
-    stop: Annotated[
-        tuple[StopText, ...],
-        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-    ] = ()
+    stop: StopTexts = ()
     """Texts, or one of them, that end an answer, which is cut before the first of them."""
 
     @model_validator(mode="after")
@@ -46,15 +50,19 @@ class AnswerSampling(Settings):
             )
         return self
 
-    def sampling(self, max_tokens: int) -> Sampling:
-        """Return the request for answers of at most ``max_tokens`` tokens."""
+    def sampling(self, max_tokens: int, stop: tuple[str, ...] = ()) -> Sampling:
+        """Return the request for answers of at most ``max_tokens`` tokens.
+
+        Args:
+            stop: texts that end an answer where none are stated here.
+        """
         return Sampling(
             max_tokens=max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k or -1,
             min_p=self.min_p,
-            stop_texts=self.stop,
+            stop_texts=self.stop or stop,
         )
 
 
@@ -77,12 +85,29 @@ class SuiteDemands(AnswerSampling):
     range: tuple[float, float] | None = None
     """Smallest and largest value the metric may return: another one stops the round. None: 0 and 1 for a
     shipped metric that has this range, else not checked."""
+    system: str | None = None
+    """System message of the suite's prompts; None: that of its prompts, or of the policy. Prompts with a
+    system message of their own are refused."""
+    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    """Variables of the chat template for the suite's prompts, over those of the policy."""
     samples: Annotated[int, Field(ge=1)] = 1
     """Completions per item, whose mean is the item's value: more are less noise, not more items."""
     cluster: str | None = None
     """Column that names what items have in common, such as their source: a verdict then rests on clusters,
     however alike the items of one are. None: items of prompts count by themselves, pairs and examples come
     in clusters by their prompt, windows by their document; ``item`` or ``window`` takes them one by one."""
+
+    @property
+    def chat_setting(self) -> str | None:
+        """First setting of chats that is set; None if there is none."""
+        if self.system is not None:
+            return "system"
+        return "chat_template_kwargs" if self.chat_template_kwargs else None
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out settings that older stores do not have, unless they are set."""
+        return without_unset(dump(self), ("system", "chat_template_kwargs"))
 
     @model_validator(mode="after")
     def _demands(self) -> Self:
@@ -255,7 +280,16 @@ class SuiteConfig(SuiteDemands):
     @property
     def prompt_source(self) -> PromptsConfig | None:
         """Source that its items' prompts are read from; None for items of another make."""
-        return self.prompts or self.calibration
+        source = self.prompts or self.calibration
+        return None if source is None else source.with_chat(self.system, self.chat_template_kwargs)
+
+    @property
+    def calibrated(self) -> CalibrationConfig | None:
+        """Source of multiple-choice items with the suite's chat settings; None for other suites."""
+        source = self.calibration
+        if source is None:
+            return None
+        return source.with_chat(self.system, self.chat_template_kwargs)
 
     @property
     def renders_chats(self) -> bool:
@@ -264,7 +298,9 @@ class SuiteConfig(SuiteDemands):
 
     @property
     def source(self) -> str:
-        """Setting that asks for the suite's kind."""
+        """Setting that asks for the suite's kind; ``corpus`` for prompts with a corpus metric."""
+        if self.against is None and self.metric is not None and self.metric.is_corpus:
+            return "corpus"
         names = ("against", *SOURCES)
         return next(name for name in names if getattr(self, name) is not None)
 
@@ -294,6 +330,14 @@ class SuiteConfig(SuiteDemands):
                 if bounds is None
                 else f"a harness task says itself how it samples; remove {bounds}, and set "
                 "generation_kwargs in its file"
+            )
+        chat = self.chat_setting
+        if self.calibration:
+            chat = "chat_template_kwargs" if self.chat_template_kwargs else None
+        if self.prompts is None and chat is not None:
+            raise ValueError(
+                f"{chat} is for a suite of prompts, and this one has {self.source}; remove it, or set "
+                f"policy.{chat} for the whole campaign"
             )
         if self.text and bounds:
             raise ValueError(f"a text suite samples nothing; remove {bounds}")

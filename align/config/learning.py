@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
-from align.settings import Settings
+from align.settings import Settings, without_unset
 
 
 def listed(value: Any) -> Any:
@@ -17,12 +21,17 @@ def listed(value: Any) -> Any:
     return [value] if isinstance(value, dict | str) else value
 
 
+StopTexts = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
+
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(gt=0)]
 
 
 BOUNDING = (
-    "top_p", "top_k", "min_p", "typical_p", "stop", "stop_token_ids", "min_tokens", "bad_words",
+    "top_p", "top_k", "min_p", "typical_p", "stop_token_ids", "min_tokens", "bad_words",
     "logit_bias", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos",
 )  # fmt: skip
 """Settings of samplers that change the distribution of answers."""
@@ -40,6 +49,12 @@ class SamplingConfig(Settings):
     """Temperature of sampling, and of the distribution that the loss is computed on."""
     max_tokens: Annotated[int, Field(ge=1)] = 64
     """Longest completion, in tokens."""
+    stop: StopTexts = ()
+    """Texts, or one of them, that end a completion. Its tokens up to the end of the text are learned from,
+    and rewards see what comes before it."""
+    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    """Variables of the chat template for the round's own prompts, over those of the policy, such as
+    ``{enable_thinking: false}``."""
     repairs: Annotated[int, Field(ge=0)] = 1
     """Number of times that a step samples again for groups with fewer than two scored completions."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
@@ -49,6 +64,11 @@ class SamplingConfig(Settings):
     """Send new weights to the engines while they sample the next step; the completions in progress go on
     under the new weights, so that their later tokens are fresher. Needs ``max_staleness`` of at least 1."""
 
+    @model_serializer(mode="wrap")
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out settings that older stores do not have, unless they are set."""
+        return without_unset(dump(self), ("stop", "chat_template_kwargs"))
+
     @model_validator(mode="before")
     @classmethod
     def _true_distribution(cls, data: Any) -> Any:
@@ -57,7 +77,7 @@ class SamplingConfig(Settings):
                 f"{', '.join(names)}: a round learns from the policy's own distribution, and tokens that "
                 "sampling leaves out or favours would have other probabilities than the learner computes, "
                 f"so its gradients would be wrong; remove {'it' if len(names) == 1 else 'them'} here. "
-                "top_p, top_k, min_p and stop can be set on suites and under serving"
+                "top_p, top_k and min_p can be set on suites and under serving"
             )
         return data
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from align.settings import FunctionPath, Name, OptionPaths, Settings
+from rewards.library.corpus.names import CORPUS_METRICS
 from rewards.normalise import COMPARING, Normalise
 
 
@@ -79,6 +80,11 @@ class RewardConfig(Settings):
                 f"bounds go from the least to the largest value, got {list(self.bounds)}; swap them"
             )
         return self
+
+    @property
+    def is_corpus(self) -> bool:
+        """True if a suite's value by this part alone is that of all answers together, and no mean."""
+        return self.name in CORPUS_METRICS and self.weight == 1.0 and not self.shape
 
     @property
     def absolute(self) -> RewardConfig:

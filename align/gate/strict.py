@@ -135,4 +135,4 @@ def _usable(results: ItemResults, what: What) -> ItemResults:
         if what == "truncation"
         else [status == "scored" for status in results.statuses]
     )
-    return replace(results, values=tuple(map(float, good)))
+    return replace(results, values=tuple(map(float, good)), counts=(), formula=None)

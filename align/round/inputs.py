@@ -23,7 +23,7 @@ from align.learner.folder.source import check_unchanged
 from align.round.companion_models import check_round_models
 from align.store.stored_base import StoredBase, stored_base
 from rewards.rubric import Rubric, build_rubric
-from rollouts.chat.probe import check_conversations, probe_turns
+from rollouts.chat.probe import check_conversations, check_system, probe_turns
 from rollouts.collect import check_lengths
 from rollouts.episodes.environment import EpisodeRules
 from rollouts.errors import UserError, within
@@ -263,6 +263,7 @@ def _check_fit(
     spec: RoundConfig, pools: Sequence[Sequence[Prompt]], encoder: PromptEncoder, context: int
 ) -> None:
     """Check that every prompt, and what a teacher reads instead, leaves room for a completion."""
+    check_system(pools[0], spec.system, f"round {spec.name!r}")
     for pool in pools:
         check_conversations(encoder, pool, f"round {spec.name!r}")
         check_lengths(pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}")

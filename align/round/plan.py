@@ -79,7 +79,11 @@ class RoundPlan:
     def sampling(self) -> Sampling:
         """Sampling of the round's completions."""
         settings = self.spec.sampling
-        return Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
+        return Sampling(
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            stop_texts=settings.stop,
+        )
 
     def version(self, step: int) -> WeightVersion:
         """Name the weights after ``step`` learner steps."""

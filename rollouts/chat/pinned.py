@@ -54,7 +54,7 @@ def pin(
             where=f"{where}.{names[-1]}",
             remedy="remove it, or use a model whose tokenizer has a chat template",
         )
-    _check_names(template, kwargs, f"{where}.chat_template_kwargs")
+    check_names(template, kwargs, f"{where}.chat_template_kwargs")
     if isinstance(template, dict):
         tokenizer.chat_template = {n: pinned(t, system, kwargs, today) for n, t in template.items()}
     else:
@@ -143,8 +143,12 @@ def _literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _check_names(template: Any, kwargs: Mapping[str, Any], where: str) -> None:
-    """Refuse variables that the template does not read, or that its caller sets."""
+def check_names(template: Any, kwargs: Mapping[str, Any], where: str) -> None:
+    """Refuse variables that the template does not read, or that its caller sets.
+
+    Raises:
+        UserError: names the variables that the template reads.
+    """
     templates = list(template.values()) if isinstance(template, dict) else [template]
     readable = {name for each in templates for name in variables(each)} - RESERVED
     for name in kwargs:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rollouts.chat.messages import tools_of
-from rollouts.chat.pinned import draws, variables
+from rollouts.chat.pinned import check_names, draws, variables
 from rollouts.errors import TemplateRefusal, UserError
 from rollouts.types import Message, Prompt
 
@@ -38,6 +38,8 @@ def check_conversations(encoder: PromptEncoder, prompts: Iterable[Prompt], where
     Raises:
         UserError: the template prints the date, draws at random, leaves a turn out, or raises on the turns.
     """
+    prompts = list(prompts)
+    _check_kwargs(encoder, prompts, where)
     orders: dict[tuple[Roles, bool], tuple[tuple[Message, ...], list[Any]]] = {}
     for prompt in prompts:
         if prompt.messages:
@@ -62,6 +64,31 @@ def check_conversations(encoder: PromptEncoder, prompts: Iterable[Prompt], where
                     "template that writes them",
                 )
         check_dates(encoder, turns, where, tools)
+
+
+def check_system(prompts: Iterable[Prompt], system: str | None, where: str) -> None:
+    """Refuse prompts with a system message of their own where a campaign states one for all of them.
+
+    Raises:
+        UserError: names the first such prompt.
+    """
+    for prompt in prompts if system is not None else ():
+        first = prompt.messages[0] if prompt.messages else {"role": "user"}
+        if first["role"] in ("system", "developer") and first["content"] != system:
+            raise UserError(
+                f"{prompt.label} has a {first['role']} message of its own, and {where} states another one",
+                where=where,
+                remedy="take it out of the prompts, or remove system here; prompts.system is for prompts "
+                "of which some have their own",
+            )
+
+
+def _check_kwargs(encoder: PromptEncoder, prompts: Iterable[Prompt], where: str) -> None:
+    """Refuse variables of single prompts that the chat template does not read."""
+    for kwargs in {str(p.chat_template_kwargs): p.chat_template_kwargs for p in prompts}.values():
+        template = encoder.tokenizer.chat_template
+        if kwargs and template is not None:  # Encoding says that there is none.
+            check_names(template, kwargs, f"{where}, chat_template_kwargs")
 
 
 def check_answers(encoder: PromptEncoder, where: str) -> None:

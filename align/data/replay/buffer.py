@@ -18,6 +18,7 @@ from typing import Any
 from align.data.json_lines import Record, load_lines, save_lines
 from align.data.replay.dealing import chosen_evenly, dealt
 from align.errors import UserError
+from align.settings import without_unset
 from rollouts.errors import nearest
 from rollouts.types import Prompt, SnapshotId
 from rollouts.values import Unholdable, from_json, normalised, to_json
@@ -159,7 +160,7 @@ def _past(prompt: Prompt, round_: str, owner: SnapshotId) -> Prompt:
 
 def _line(prompt: Prompt) -> dict[str, Any]:
     """Return a prompt as a line of the file."""
-    data = asdict(prompt)
+    data = without_unset(asdict(prompt), ("chat_template_kwargs",))
     return {**data, "columns": to_json(data["columns"]), "messages": to_json(data["messages"])}
 
 

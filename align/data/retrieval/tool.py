@@ -21,10 +21,10 @@ from rollouts.episodes.environment import (
     Schema,
     ToolCall,
 )
-from rollouts.episodes.ticket import check_acting
+from rollouts.episodes.ticket import check_episodes
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
-from rollouts.types import Prompt
+from rollouts.types import Message, Prompt
 
 SEARCH = "search"
 """Name of the tool."""
@@ -95,12 +95,12 @@ class SearchEnvironments:
         self.others.call(key, rest).add_done_callback(join)
         return answered
 
-    def close(self, key: str) -> Future[Outcome]:
+    def close(self, key: str, messages: Sequence[Message] = ()) -> Future[Outcome]:
         """End an episode; see `Environments.close`."""
         if self.others is None or key not in self._acting:
             return finished(Outcome())
         self._acting.discard(key)
-        return self.others.close(key)
+        return self.others.close(key, messages)
 
     def drop(self, key: str) -> None:
         """Give an episode up; see `Environments.drop`."""
@@ -157,7 +157,9 @@ def check_search(encoder: PromptEncoder, where: str) -> None:
         )
     question = Prompt(id="search", messages=({"role": "user", "content": "?"},))
     empty = DocumentIndex(settings=RetrievalConfig())
-    check_acting(SearchEnvironments(index=empty, limits=EpisodeRules()), [question], encoder, where)
+    check_episodes(
+        SearchEnvironments(index=empty, limits=EpisodeRules()), [question], encoder, where
+    )
 
 
 def finished(value: Value) -> Future[Value]:

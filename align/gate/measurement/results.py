@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from align.store.durable import sync
+from rewards.library.corpus.formulas import Array, Formula, formula_from
 from rollouts.errors import RunError
 from rollouts.types import FinishReason, SnapshotId
 
@@ -41,6 +44,10 @@ class ItemResults:
     """Label that an item shares with those it depends on; empty: every item counts by itself."""
     probabilities: tuple[tuple[float, ...], ...] = ()
     """Probability of every choice of an item, the right one first; empty where items have no choices."""
+    counts: tuple[tuple[float, ...], ...] = ()
+    """Counts of every item that the value of the whole suite is made of; empty where that is a mean."""
+    formula: Formula | None = None
+    """Formula of the whole suite's value, of the sum of ``counts``; None: the mean of ``values``."""
     tokens: int | None = field(default=None, compare=False)
     """Tokens generated or scored; None where they were not counted."""
     seconds: float | None = field(default=None, compare=False)
@@ -66,12 +73,16 @@ class ItemResults:
             raise ValueError(
                 f"results of {self.suite!r} need probabilities of every item, or of none"
             )
+        if len(self.counts) != (0 if self.formula is None else len(self.values)):
+            raise ValueError(f"results of {self.suite!r} need a formula and counts of every item")
         if not all(math.isfinite(value) for value in self.values):
             raise ValueError(f"results of {self.suite!r} hold a value that is not finite")
 
     @property
     def mean(self) -> float:
-        """Mean over the items."""
+        """Value of the whole suite: the mean over the items, or that of a corpus metric on all of them."""
+        if self.formula is not None:
+            return self.formula.value(np.array(self.counts))
         return math.fsum(self.values) / len(self.values)
 
     @property
@@ -86,8 +97,8 @@ class ItemResults:
 
     @property
     def is_pass_fail(self) -> bool:
-        """True if every value is 0 or 1."""
-        return all(value in (0.0, 1.0) for value in self.values)
+        """True if every value is 0 or 1, and the suite's is their mean."""
+        return self.formula is None and all(value in (0.0, 1.0) for value in self.values)
 
     @property
     def routed(self) -> dict[str, float]:
@@ -111,6 +122,7 @@ class ItemResults:
             **({"beside": dict(self.beside)} if self.beside else {}),
             **({} if self.retrieval_s is None else {"retrieval_s": self.retrieval_s}),
             **({"routed": self.routed} if self.routes else {}),
+            **({} if self.formula is None else {"formula": self.formula.content}),
         }
         table = pa.table(
             {
@@ -128,11 +140,14 @@ class ItemResults:
                     )
                     if texts
                 },
-                **(
-                    {"probabilities": pa.array(self.probabilities, pa.list_(pa.float64()))}
-                    if self.probabilities
-                    else {}
-                ),
+                **{
+                    name: pa.array(lists, pa.list_(pa.float64()))
+                    for name, lists in (
+                        ("probabilities", self.probabilities),
+                        ("counts", self.counts),
+                    )
+                    if lists
+                },
             }
         ).replace_schema_metadata({METADATA: json.dumps(header, sort_keys=True).encode()})
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,6 +184,8 @@ class ItemResults:
                 finishes=tuple(columns["finish"]),
                 clusters=tuple(columns.get("cluster", ())),
                 probabilities=tuple(map(tuple, columns.get("probabilities", ()))),
+                counts=tuple(map(tuple, columns.get("counts", ()))),
+                formula=formula_from(header["formula"]) if "formula" in header else None,
                 tokens=header.get("tokens"),
                 seconds=header.get("seconds"),
                 measured_by=header.get("measured_by", {}),
@@ -238,6 +255,17 @@ def paired(
             remedy="evaluate both snapshots on the suite as it is now",
         )
     return candidate.values, tuple(before[item] for item in candidate.item_ids)
+
+
+def paired_counts(candidate: ItemResults, comparator: ItemResults) -> tuple[Array, Array]:
+    """Return the counts of both, ``N, K``, in the candidate's item order.
+
+    Raises:
+        RunError: the two were not measured on the same suite and items.
+    """
+    paired(candidate, comparator)
+    before = dict(zip(comparator.item_ids, comparator.counts, strict=True))
+    return np.array(candidate.counts), np.array([before[item] for item in candidate.item_ids])
 
 
 def no_value(suite: str, items: int, details: Sequence[str] = ()) -> RunError:

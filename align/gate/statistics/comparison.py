@@ -4,6 +4,7 @@
     scores               Gaffke's test within the range of the metric; where that is not known, within
                          that of the values seen, which is taken to be at least 1
     losses of windows    the same, beyond the worst window seen, with windows enough to see rare damage
+    corpus metrics       a paired bootstrap of the value of all items' counts
     items in clusters    that of the items and one of the clusters; both must pass
 
 Which items and which margins are compared, and what follows, is `align.gate.checks`' business.
@@ -15,7 +16,8 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import Literal, NamedTuple
 
-from align.gate.measurement.results import ItemResults, paired
+from align.gate.measurement.results import ItemResults, paired, paired_counts
+from align.gate.statistics.bootstrap import paired_bootstrap, pooled, value_variance
 from align.gate.statistics.significance import (
     clustered_mean,
     tango_interval,
@@ -24,9 +26,11 @@ from align.gate.statistics.significance import (
 from align.gate.statistics.worst_case import BEYOND, fewest_units, worst_case_interval, worst_case_p
 from align.gate.suites.scale import ScoreScale
 from align.gate.suites.sequences import MIN_ITEMS
+from rewards.library.corpus.formulas import Formula
 
 Test = Literal[
-    "tango", "bounded", "unbounded", "exact", "betting", "betting_scores", "tango_scaled", "paired_t"
+    "tango", "bounded", "unbounded", "exact", "betting", "betting_scores", "tango_scaled", "paired_t",
+    "bootstrap",
 ]  # fmt: skip
 """The two of betting are those of suites that may stop early, pass/fail or not. ``tango_scaled`` and
 ``paired_t`` decided before `align.gate.statistics.rules` knew a second rule."""
@@ -79,6 +83,8 @@ def compare(
         scale: facts about the values, which choose the test.
         with_interval: False leaves the interval unbounded where it takes ten times as long as the test.
     """
+    if candidate.formula is not None:
+        return _corpora(candidate, comparator, candidate.formula, margin, alpha)
     after, before = paired(candidate, comparator)
     differences = [a - b for a, b in zip(after, before, strict=True)]
     width = max(*after, *before) - min(*after, *before)
@@ -119,6 +125,9 @@ def moments(differences: Sequence[float]) -> tuple[int, int, int, float, float]:
 
 def variance_of(candidate: ItemResults, comparator: ItemResults) -> float:
     """Return the variance of one item's difference, as in `Comparison` and without a test."""
+    if candidate.formula is not None:
+        after_NK, before_NK = paired_counts(candidate, comparator)
+        return value_variance(after_NK, before_NK, candidate.formula)
     after, before = paired(candidate, comparator)
     differences = [a - b for a, b in zip(after, before, strict=True)]
     n, lost, won, _, variance = moments(differences)
@@ -201,6 +210,33 @@ def _scores(
     interval = worst_case_interval(differences, alpha, reach=reach) if with_interval else UNBOUNDED
     few = MIN_SCORED_ITEMS
     return Comparison("bounded", n, lost, won, mean, interval, p, variance, few, reach)
+
+
+def _corpora(
+    candidate: ItemResults, comparator: ItemResults, formula: Formula, margin: float, alpha: float
+) -> Comparison:
+    """Compare values of pooled counts by a paired bootstrap of the items, and of clusters of them.
+
+    ``lost`` and ``won`` count the items whose own value is lower or higher.
+    """
+    after, before = paired(candidate, comparator)
+    n, lost, won, _, _ = moments([a - b for a, b in zip(after, before, strict=True)])
+    after_NK, before_NK = paired_counts(candidate, comparator)
+    result = paired_bootstrap(after_NK, before_NK, formula, margin, alpha)
+    p, (low, high), variance, fewest = result.p, result.interval, result.variance, MIN_SCORED_ITEMS
+    groups = len(set(candidate.clusters))
+    if 0 < groups < n:
+        labels = candidate.clusters
+        sums = pooled(after_NK, labels), pooled(before_NK, labels)
+        whole = paired_bootstrap(*sums, formula, margin, alpha)
+        p = max(p, whole.p)
+        low, high = min(low, whole.interval[0]), max(high, whole.interval[1])
+        variance = max(variance, whole.variance * n / groups)
+        if groups < MIN_SCORED_ITEMS:
+            fewest = math.ceil(n * MIN_SCORED_ITEMS / groups)
+    return Comparison(
+        "bootstrap", n, lost, won, result.difference, (low, high), p, variance, fewest, result.reach
+    )
 
 
 def _losses(

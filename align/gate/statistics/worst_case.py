@@ -59,7 +59,7 @@ def worst_case_p(
     0.000322
     """
     units, items = _sorted(differences, sizes)
-    return _rounded(_p_value(units, items, margin, reach))
+    return rounded(_p_value(units, items, margin, reach))
 
 
 def worst_case_interval(
@@ -75,7 +75,7 @@ def worst_case_interval(
     """
     low = _lower_end(*_sorted(differences, sizes), alpha, reach)
     high = -_lower_end(*_sorted([-d for d in differences], sizes), alpha, reach)
-    return _rounded(low), _rounded(high)
+    return rounded(low), rounded(high)
 
 
 def fewest_units(alpha: float, share: float = RARE) -> int:
@@ -213,5 +213,6 @@ def _end_of(tilted: Vector, counts: NDArray[np.int64], near: float, point: float
     return end
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """Return a number with the digits that are the same on all machines."""
     return float(f"{value:.{DIGITS - 1}e}")

@@ -332,7 +332,9 @@ def _of_round(
         graded=_graded(suite, kind.scale, [reward.name for reward in spec.rewards]),
         snapshots=snapshots,
         guards=guards,
-        stops=sequential and (known or kind.scale.range) is not None and not suite.zero_tolerance,
+        stops=sequential
+        and (known or kind.scale.range) is not None
+        and not (kind.whole or suite.zero_tolerance),
         tokens_per_item=suite.max_tokens or spec.sampling.max_tokens if kind.answers else None,
     )
 

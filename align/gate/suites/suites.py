@@ -18,10 +18,9 @@ from align.data.examples.clashes import units_of
 from align.data.examples.holdout import trained_texts
 from align.gate.overlap import Trained, find_overlaps, forbid
 from align.gate.suites.demands import with_demands
-from align.gate.suites.kinds import EXAMPLES, KINDS
-from align.gate.suites.kinds.answers import AnswerSuite
+from align.gate.suites.kinds import EXAMPLES, KINDS, answer_kind_of
 from align.gate.suites.suite import Suite, SuiteEntry, SuiteRule, rendered
-from rollouts.chat.probe import check_conversations
+from rollouts.chat.probe import check_conversations, check_system
 from rollouts.prompts import text_of
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def build_suites(
             suites.append(EXAMPLES[spec.algorithm.material].of_examples(spec, index, held_units))
         else:
             held_prompts = data.held_prompts.get(spec.name) if data else None
-            suites.append(AnswerSuite.of_round(spec, index, schemes, held_prompts))
+            suites.append(answer_kind_of(spec).of_round(spec, index, schemes, held_prompts))
     suites = [with_demands(config, suite) for suite in suites]
     if encoder is not None:
         suites = _with_settings(suites, encoder.digest, engine_settings(config), stored)
@@ -83,7 +82,10 @@ def build_suites(
         _trained_examples(data.examples if data else {}, encoder, "examples"),
         _trained_examples(data.texts if data else {}, encoder, "pre-training texts"),
     )
+    stated = {spec.name: spec.system for spec in config.suites}
+    stated |= {spec.name: spec.suite.system or spec.system for spec in config.rounds}
     for suite in suites:
+        check_system(suite.pool, stated.get(suite.name), f"suite {suite.name!r}")
         check_conversations(encoder, suite.pool, f"suite {suite.name!r}")
     suites = _held_out_from(suites, trained, config.gate.overlap, encoder)
     if context is not None:

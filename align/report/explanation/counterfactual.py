@@ -38,12 +38,13 @@ def would_change(check: Check) -> str:
             return "no other answers to these items would have turned it"
         items = f"{turned} more {'item' if turned == 1 else 'items'}"
         return f"it would have {f'failed with {items} wrong' if passed else f'passed with {items} right'}"
+    value = "value" if check.test == "bootstrap" else "mean"
     slack = check.interval[0] + check.allowed
     if passed:
-        return f"it would have failed with a mean lower by {_amount(slack, check)}"
+        return f"it would have failed with a {value} lower by {_amount(slack, check)}"
     shown = _amount(max(0.0, -check.interval[0]), check)
     other = "" if check.role == "target" else f", or at a margin above {shown}"
-    return f"it would have passed with a mean higher by {_amount(-slack, check)}{other}"
+    return f"it would have passed with a {value} higher by {_amount(-slack, check)}{other}"
 
 
 def _items_to_turn(check: Check) -> int | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from align.gate.suites.kinds.answers import AnswerSuite
 from align.gate.suites.kinds.calibration import CalibrationSuite
+from align.gate.suites.kinds.corpus import CorpusSuite
 from align.gate.suites.kinds.harness import HarnessSuite
 from align.gate.suites.kinds.likelihood import LikelihoodSuite
 from align.gate.suites.kinds.pairs import PairSuite
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 KINDS: dict[str, type[Suite]] = {
     "prompts": AnswerSuite,
+    "corpus": CorpusSuite,
     "against": WinRateSuite,
     "text": LikelihoodSuite,
     "harness": HarnessSuite,
@@ -42,10 +44,16 @@ def kind_of(rule: SuiteRule) -> type[Suite]:
     return next(kind for kind in kinds if kind.kind == rule.kind)
 
 
+def answer_kind_of(spec: RoundConfig) -> type[AnswerSuite]:
+    """Return the kind of a round's suite of answers: a corpus metric alone has one of its own."""
+    is_corpus = len(spec.rewards) == 1 and spec.rewards[0].is_corpus
+    return CorpusSuite if is_corpus else AnswerSuite
+
+
 def kind_of_round(spec: RoundConfig) -> type[Suite]:
     """Return the kind of the suite that a round leaves behind, as its settings say."""
     if spec.suite.prompts is not None or spec.data is None:
-        return AnswerSuite
+        return answer_kind_of(spec)
     return EXAMPLES[spec.algorithm.material]
 
 

@@ -54,7 +54,8 @@ class AnswerSuite(PromptSuite):
     def of_entry(cls, entry: SuiteEntry) -> Self:
         """Read the prompts, and build the metric."""
         spec, where = entry.spec, entry.where
-        assert spec.prompts is not None and spec.metric is not None, "the check of the source"
+        source = spec.prompt_source
+        assert source is not None and spec.metric is not None, "the check of the source"
         suite = cls(
             name=spec.name,
             role=spec.role,
@@ -65,8 +66,8 @@ class AnswerSuite(PromptSuite):
             samples=spec.samples,
             **cls.own_fields(entry),
         )
-        suite = replace(suite, **_items_of(spec, spec.prompts, entry))
-        return suite.with_rubric(spec.prompts, f"{where}.metric", f"{where}.prompts")
+        suite = replace(suite, **_items_of(spec, source, entry))
+        return suite.with_rubric(source, f"{where}.metric", f"{where}.prompts")
 
     @classmethod
     def own_fields(cls, entry: SuiteEntry) -> dict[str, Any]:
@@ -105,7 +106,9 @@ class AnswerSuite(PromptSuite):
             target_of=spec.name,
             prompts=prompts,
             metric=spec.rewards,
-            sampling=settings.sampling(settings.max_tokens or spec.sampling.max_tokens),
+            sampling=settings.sampling(
+                settings.max_tokens or spec.sampling.max_tokens, spec.sampling.stop
+            ),
             samples=settings.samples,
         )
         return suite.with_rubric(source, f"rounds.{index}.rewards", where)
@@ -138,7 +141,10 @@ class AnswerSuite(PromptSuite):
     def content(self) -> Mapping[str, Any]:
         """Return the prompts with their columns, the metric, and how answers are sampled."""
         return {
-            "items": [[p.id, rendered(p), dict(p.columns)] for p in self.prompts],
+            "items": [
+                [p.id, rendered(p), dict(p.columns), *filter(None, [dict(p.chat_template_kwargs)])]
+                for p in self.prompts
+            ],
             "metric": [_metric_content(spec) for spec in self.metric],
             "sampling": None if self.sampling is None else _sampling_content(self.sampling),
             "samples": self.samples,
@@ -162,7 +168,14 @@ class AnswerSuite(PromptSuite):
         self, engine: RolloutEngine, encoder: PromptEncoder, snapshot: SnapshotId, seed: int
     ) -> ItemResults:
         """Sample answers to every prompt and score them."""
-        groups = self.sampled(engine, encoder, snapshot, seed, self.samples)
+        return self.measured(self.sampled(engine, encoder, snapshot, seed, self.samples), snapshot)
+
+    def measured(self, groups: Sequence[RolloutGroup], snapshot: SnapshotId) -> ItemResults:
+        """Score the answers of a snapshot to every prompt.
+
+        Raises:
+            RunError: no item has a value, or one that cannot be right.
+        """
         try:
             scores = merged(self.score(groups), self.value_range)
         except ValueError as error:

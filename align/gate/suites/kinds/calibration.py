@@ -114,7 +114,7 @@ class CalibrationSuite(PromptSuite):
     def of_entry(cls, entry: SuiteEntry) -> Self:
         """Read the items and check every choice."""
         spec, where = entry.spec, f"{entry.where}.calibration"
-        source = spec.calibration
+        source = spec.calibrated
         assert source is not None, "the check of the source"
         columns = (source.choices, source.answer)
         check_rows(source, (), spec.name, where, reads=lambda column: column in columns)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from align.config.campaign import CampaignConfig, RoundConfig
 from align.config.gate import SuiteConfig
+from align.data.replay.buffer import ReplayBuffer
 from align.gate.suites.harness.suite import load_harness
 from align.report.forecast.check import unheard, untemplated
 from align.round.inputs import load_inputs
@@ -17,7 +19,7 @@ from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
 from rollouts.types import Prompt
 from tests.unit.align.learner.test_model_changes import campaign
-from tests.unit.chats import IDS, IM, build, save_folder
+from tests.unit.chats import IDS, IM, build, save_folder, words
 from tests.unit.decided import keel
 from tests.unit.rollouts.chat.test_chat_template import (
     DATED,
@@ -192,3 +194,136 @@ def test_a_harness_task_in_chats_is_held_to_the_same(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="prints the date"):
         load_harness(suite, "suites.0", PromptEncoder(build(DATED)), 64)
     assert load_harness(suite, "suites.0", PromptEncoder(build(IM)), 64).items
+
+
+# chat settings of rounds and suites
+
+
+def raw(tmp_path: Path, policy: Any = None, suite: Any = None, **changes: Any) -> CampaignConfig:
+    """Return the campaign with other settings of its round, and with a suite of its own."""
+    content = campaign(tmp_path, **(policy or {})).model_dump(mode="json", exclude_defaults=True)
+    content["policy"]["model"] = str(tmp_path / "model")
+    content["rounds"][0] |= changes
+    if suite is not None:
+        source = {"source": str(tmp_path / "eval.jsonl")}
+        content["suites"] = [
+            {"name": "other", "prompts": source, "metric": "exact_match", "items": 8, **suite}
+        ]
+    return CampaignConfig.model_validate(content)
+
+
+def read(config: CampaignConfig) -> dict[str, str]:
+    """Return how the first prompt of the round, of its suite and of the other suite is rendered."""
+    inputs = load_inputs(config)
+    inputs.close()
+    pools = {"train": inputs.prompts["brief"], **{s.name: s.pool for s in inputs.suites}}
+    return {name: words(inputs.encoder.encode(pool[0])) for name, pool in pools.items()}
+
+
+def test_a_round_and_a_suite_have_system_messages_of_their_own(tmp_path: Path) -> None:
+    save_folder(tmp_path / "model", build())
+    told = read(raw(tmp_path, {"system": "b"}, {"system": "c"}, system="be brief"))
+    assert "system be brief" in told["train"] and "system be brief" in told["brief"]
+    assert "system c" in told["other"]
+    told = read(raw(tmp_path, {"system": "b"}, {}))
+    assert all("system b " in text for text in told.values())
+
+
+def test_a_round_and_a_suite_switch_variables_of_the_template(tmp_path: Path) -> None:
+    save_folder(tmp_path / "model", build(THINKING))
+    off, on = {"enable_thinking": False}, {"enable_thinking": True}
+    sampling = {"max_tokens": 4, "chat_template_kwargs": off}
+    told = read(raw(tmp_path, None, {"chat_template_kwargs": on}, sampling=sampling))
+    assert told["train"].endswith("[no]") and told["brief"].endswith("[no]")
+    assert not told["other"].endswith("[no]")
+    told = read(raw(tmp_path, {"chat_template_kwargs": off}, {"chat_template_kwargs": on}))
+    assert told["train"].endswith("[no]") and not told["other"].endswith("[no]")
+
+
+def test_replayed_prompts_keep_their_chat_settings(tmp_path: Path) -> None:
+    prompt = Prompt(
+        id="p", messages=({"role": "user", "content": "a"},), round="brief",
+        chat_template_kwargs={"enable_thinking": False},
+    )  # fmt: skip
+    plain = replace(prompt, id="q", chat_template_kwargs={})
+    ReplayBuffer({"brief": [prompt, plain]}).save(tmp_path / "replay.jsonl")
+    lines = (tmp_path / "replay.jsonl").read_text().splitlines()
+    assert ["chat_template_kwargs" in line for line in lines] == [False, True, False]
+    assert ReplayBuffer.load(tmp_path / "replay.jsonl").entries["brief"] == (prompt, plain)
+
+
+@pytest.mark.parametrize(
+    ("template", "suite", "changes", "said"),
+    [
+        (IM, {}, {"sampling": {"max_tokens": 4, "chat_template_kwargs": {"thinking": True}}},
+         "reads no variable 'thinking'"),
+        (IM, {"chat_template_kwargs": {"thinking": True}}, {}, "reads no variable 'thinking'"),
+        (DROPS_SYSTEM, {}, {"system": "be brief"}, "leaves out the system message"),
+        (NO_SYSTEM, {"system": "be brief"}, {}, "no system"),
+    ],
+)  # fmt: skip
+def test_a_template_that_cannot_follow_them_is_refused(
+    tmp_path: Path, template: str, suite: Any, changes: Any, said: str
+) -> None:
+    save_folder(tmp_path / "model", build(template))
+    with pytest.raises(UserError) as caught:
+        load_inputs(raw(tmp_path, None, suite, **changes))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("of", ["round", "suite"])
+def test_prompts_with_system_messages_of_their_own_are_refused(tmp_path: Path, of: str) -> None:
+    save_folder(tmp_path / "model", build())
+    suite, changes = ({"system": "be"}, {}) if of == "suite" else ({}, {"system": "be"})
+    config = raw(tmp_path, None, suite, **changes)
+    turns = [{"role": "system", "content": "brief"}, {"role": "user", "content": "a"}]
+    rows = "".join(
+        json.dumps(
+            {"prompt": [turns[0], {"role": "user", "content": f"{'a ' * i}b"}], "answer": "b"}
+        )
+        + "\n"
+        for i in range(8)
+    )
+    (tmp_path / ("eval.jsonl" if of == "suite" else "train.jsonl")).write_text(rows)
+    with pytest.raises(UserError, match="has a system message of its own") as caught:
+        load_inputs(config)
+    assert "jsonl:1" in caught.value.what
+
+
+def test_text_prompts_have_no_chat_settings(tmp_path: Path) -> None:
+    save_folder(tmp_path / "model", build())
+    for changes in ({"system": "be"}, {"sampling": {"chat_template_kwargs": {"a": 1}}}):
+        config = raw(tmp_path, **changes)
+        (tmp_path / "train.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+        with pytest.raises(UserError, match="the prompts are text") as caught:
+            load_inputs(config)
+        assert "chat: true" in (caught.value.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"system": "be", "suite": {"system": "be"}}, "suite.system is for suite.prompts"),
+        (
+            {"prompts": None, "rewards": [], "algorithm": "sft", "data": "a.jsonl", "system": "be"},
+            "system is for prompts that are sampled for",
+        ),
+    ],
+)
+def test_chat_settings_without_prompts_are_refused(changes: Any, said: str) -> None:
+    base = {"name": "r", "prompts": "a.jsonl", "rewards": ["exact_match"], "steps": 1}
+    with pytest.raises(ValueError, match=said):
+        RoundConfig.model_validate({**base, **changes})
+
+
+def test_unset_chat_settings_are_in_no_dump(tmp_path: Path) -> None:
+    config = raw(tmp_path, None, {})
+    young = ("system", "chat_template_kwargs", "stop")
+    content = config.content()
+    for values in (content["defaults"], *content["rounds"], *content["suites"]):
+        assert not {"system", "chat_template_kwargs"} & set(values)
+        assert not set(young) & set(values.get("sampling", {}))
+        assert "chat_template_kwargs" not in (values.get("prompts") or {})
+    again = raw(tmp_path, None, {}, system="be brief")
+    assert again.hash() != config.hash()
+    assert CampaignConfig.model_validate(again.model_dump(mode="json")).hash() == again.hash()

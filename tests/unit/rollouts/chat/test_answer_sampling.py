@@ -1,4 +1,4 @@
-"""Sampling of measured answers: bounds and stop texts for suites, none in training."""
+"""Sampling of measured answers: bounds and stop texts for suites, stop texts in training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from align.config.file import load_campaign
 from align.config.gate import AnswerSampling
 from align.config.learning import BOUNDING, SamplingConfig
 from align.data.demo.world import demo_prompts
+from align.gate.suites.kinds.answers import AnswerSuite
 from align.gate.suites.suites import build_suites
+from align.round.plan import RoundPlan
 from rollouts.collect import collect
 from rollouts.engines.protocol import SampleRequest
 from rollouts.engines.scripted import ScriptedEngine
@@ -103,6 +105,19 @@ def test_a_stop_text_that_is_a_special_token_stops_at_the_token() -> None:
 def test_training_samples_the_policy_itself(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: a round learns from the policy's own"):
         SamplingConfig.model_validate({name: 0.9})
+
+
+@pytest.mark.parametrize("stop", ["x", ["x", "y z"]])
+def test_training_may_end_at_a_text_and_its_suite_ends_there_too(stop: Any) -> None:
+    sampling = SamplingConfig.model_validate({"stop": stop})
+    assert sampling.stop == tuple([stop] if isinstance(stop, str) else stop)
+    assert "stop" not in SamplingConfig().model_dump()
+    spec = campaign({}).rounds[0].model_copy(update={"sampling": sampling})
+    plan = RoundPlan.__new__(RoundPlan)
+    object.__setattr__(plan, "spec", spec)
+    assert plan.sampling.stop_texts == sampling.stop
+    suite = AnswerSuite.of_round(spec, 0, {"demo": demo_prompts})
+    assert suite.sampling is not None and suite.sampling.stop_texts == sampling.stop
 
 
 def test_the_reason_is_told_once_for_a_default(tmp_path: Any) -> None:
