@@ -61,9 +61,9 @@ SCENARIOS: dict[str, Scenario] = {
     "classification": Scenario(
         f"{_HERE}.classification:world", "accuracy", f"{_HERE}.classification:real"
     ),
-    "entities": Scenario(f"{_HERE}.extraction:entities", "exact match"),
-    "relations": Scenario(f"{_HERE}.extraction:relations", "exact match"),
-    "translation": Scenario(f"{_HERE}.translation:world", "exact match"),
+    "entities": Scenario(f"{_HERE}.extraction:entities", "span F1"),
+    "relations": Scenario(f"{_HERE}.extraction:relations", "triples F1"),
+    "translation": Scenario(f"{_HERE}.translation:world", "BLEU"),
     "instructions": Scenario(f"{_HERE}.instructions:world", "exact match"),
     "editing": Scenario(f"{_HERE}.facts.editing:world", "efficacy"),
     "alignment": Scenario(f"{_HERE}.preferences:world", "preferred replies"),

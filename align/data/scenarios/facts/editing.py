@@ -28,6 +28,9 @@ ROUNDS: Mapping[str, Sequence[str]] = {
 """Countries that each round edits; the last one edits half of the first's once more."""
 UNTOUCHED = COUNTRIES[16:]
 
+ASPECTS = {"eval": "efficacy", "generality": "generality", "portability": "portability"}
+"""Aspect of an edit that each of a round's files asks about."""
+
 PROMPT = "the capital of {} is"
 PARAPHRASES = ("{} has its capital in", "the government of {} sits in")
 ONE_STEP = "the river at the capital of {} is"
@@ -61,6 +64,12 @@ def world(seed: int) -> World:
         {country: known[country] for country in part} for part in (UNTOUCHED[:16], UNTOUCHED[16:])
     )
     files["general"] = [row for form in (PROMPT, *PARAPHRASES) for row in _rows(form, pool)]
+    files["aspects"] = [
+        {**row, "aspect": aspect}
+        for name in ROUNDS
+        for suffix, aspect in ASPECTS.items()
+        for row in files[f"{name}-{suffix}"]
+    ] + [{**row, "aspect": "locality"} for row in _rows(PROMPT, elsewhere)]
     files["general-eval"] = [
         row for form in (PROMPT, *PARAPHRASES) for row in _rows(form, elsewhere)
     ]

@@ -65,7 +65,7 @@ def test_nothing_is_asked_word_for_word_as_it_was_taught(name: str) -> None:
 
 
 def is_asked(file: str) -> bool:
-    return file.rpartition("-")[2] in ("eval", "generality", "portability")
+    return file.rpartition("-")[2] in ("eval", "generality", "portability", "aspects")
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
