@@ -74,10 +74,11 @@ class CorpusSuite(AnswerSuite):
         return suite
 
     def beside(self, whole: ItemResults, parts: Sequence[ItemResults]) -> Mapping[str, float]:
-        """Return further figures of all counts, such as precision and recall."""
+        """Return further figures of all counts, such as precision and recall, beside those of answers."""
+        figures = AnswerSuite.beside(self, whole, parts)
         if whole.formula is None:
-            return {}
-        return whole.formula.figures(np.array(whole.counts).sum(axis=0))
+            return figures
+        return {**figures, **whole.formula.figures(np.array(whole.counts).sum(axis=0))}
 
     @property
     def _metric(self) -> CorpusMetric:
