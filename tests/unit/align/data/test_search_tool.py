@@ -25,7 +25,7 @@ from rollouts.engines.scripted import ScriptedEngine
 from rollouts.episodes.environment import EpisodeRules, Observation, Outcome, ToolCall
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
-from rollouts.types import Prompt, Sampling
+from rollouts.types import Message, Prompt, Sampling
 from tests.unit import acting
 
 ACTS, PLAIN, TEXT = (
@@ -63,8 +63,8 @@ class Calculator:
             return future
         return finished([Observation(text=call.name, failed=False) for call in calls])
 
-    def close(self, key: str) -> Future[Outcome]:
-        self.events.append(("close", key))
+    def close(self, key: str, messages: Sequence[Message] = ()) -> Future[Outcome]:
+        self.events.append(("close", key, list(messages)))
         return finished(Outcome(reward=1.0))
 
     def drop(self, key: str) -> None:
@@ -105,8 +105,11 @@ def test_searches_stand_beside_the_calls_of_an_environment_in_their_order() -> N
     assert [answer.text for answer in both.call("k", calls).result()] == [
         "add", "Paris, France", "mul",
     ]  # fmt: skip
-    assert both.close("k").result().reward == 1.0
-    assert calculator.events == [("open", "k"), ("call", "k", ["add", "mul"]), ("close", "k")]
+    said = {"role": "assistant", "content": "5"}
+    assert both.close("k", [said]).result().reward == 1.0
+    assert calculator.events == [
+        ("open", "k"), ("call", "k", ["add", "mul"]), ("close", "k", [said]),
+    ]  # fmt: skip
 
 
 def test_prompts_without_an_environment_of_their_own_only_search() -> None:
