@@ -5,6 +5,7 @@ Set before anything heavy is imported, because these are read once. A value from
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -41,3 +42,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = item.get_closest_marker("timeout")
         seconds = float(marker.args[0] if marker else config.getini("timeout"))
         item.add_marker(pytest.mark.timeout(patient(seconds)), append=False)
+
+
+def pytest_collection_finish() -> None:
+    """Leave out what was imported and collected, which stays to the end, of later garbage collections."""
+    gc.collect()
+    gc.freeze()

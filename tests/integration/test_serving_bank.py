@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,17 @@ def test_every_name_of_a_bank_answers_as_itself(campaign: Path) -> None:
             names = [model["id"] for model in client.get("/models").json()["data"]]
             (base,) = (n for n in names if n.startswith("base-of-") and "." not in n)
             models = [base, "small/first", "small/second", "auto"]
-            asked = [(model, task) for model in models for task in TASKS.values()]
-            alone = {each: ask(client, *each) for each in asked}
-            with ThreadPoolExecutor(len(asked)) as senders:
-                mixed = list(senders.map(lambda each: ask(client, *each), asked * 4))
-    for each, values in zip(asked * 4, mixed, strict=True):
+            questions = [(model, task) for model in models for task in TASKS.values()]
+            alone = {each: ask(client, *each) for each in questions}
+            with ThreadPoolExecutor(len(questions)) as senders:
+                mixed = list(senders.map(lambda each: ask(client, *each), questions * 4))
+    for each, values in zip(questions * 4, mixed, strict=True):
         assert values == pytest.approx(alone[each], abs=1e-3), each
     for task in TASKS.values():
         answers = [alone[model, task] for model in models[:3]]
         gaps = [
-            max(abs(a - b) for a, b in zip(one, other, strict=True))
-            for one, other in zip(answers, [*answers[1:], answers[0]], strict=True)
+            max(abs(a - b) for a, b in zip(left, right, strict=True))
+            for left, right in combinations(answers, 2)
         ]
         assert min(gaps) > 0.05
         assert alone["auto", task] in answers

@@ -54,7 +54,7 @@ def follow_file(engine: Engine, file: str) -> None:
 
 
 def fold_writes(engine: Engine) -> None:
-    """Have SQLite move each write from its log into the database, once no reader needs it in the log."""
+    """Move each write from SQLite's log into the database once no reader needs it in the log."""
     event.listen(engine, "connect", _fold_every_page)
 
 

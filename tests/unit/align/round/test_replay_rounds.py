@@ -120,7 +120,8 @@ def test_a_history_that_was_changed_stops_the_next_round(ran: Ran, tmp_path: Pat
         with pytest.raises(ArtifactError, match=r"'third' draws by .*history(.|\n)*replay\.draw"):
             command(config)
     # What the remedy says helps.
-    raw["rounds"][-1]["replay"]["draw"] = {"name": "balanced"}
+    third = raw["rounds"][-1]
+    third["replay"] = {**third["replay"], "draw": {"name": "balanced"}}
     mended = CampaignConfig.model_validate(raw)
     check_campaign(mended)
     assert [record.state for record in run(mended).evidence.ledger.rounds()] == ["accepted"] * 3
