@@ -243,7 +243,7 @@ class Exchange:
         try:
             has_joined = ray.get(ref)
         except ray.exceptions.RayError:
-            return  # The engine's death is reported by its running call, or by the next one.
+            has_joined = False  # It is dead, which its running call says, or the next one.
         if not has_joined:
             missed = [
                 turn
@@ -282,6 +282,8 @@ class Exchange:
         turn, _ = line.turns.pop(result.id, (None, 0.0))
         if turn is None:
             return  # Another engine had been asked for it before the answer came.
+        if turn in line.unsent:
+            line.unsent.remove(turn)
         line.slot.tokens += sum(len(c.token_ids) for c in result.completions)
         turn.caller.homes[result.id] = line.slot.actor
         self._answer(turn, result)
