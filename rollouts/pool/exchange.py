@@ -64,7 +64,7 @@ class EngineLine:
     turns: dict[str, tuple[Turn, float]] = field(default_factory=dict)
     """Requests that are its own, by id, and the monotonic time at which each must be answered."""
     unsent: list[Turn] = field(default_factory=list)
-    """Those of them that the engine was not sent yet."""
+    """Requests of its own that the engine was not sent yet."""
     asks: dict[Any, tuple[Turn, ...]] = field(default_factory=dict)
     """Calls that bring requests, as long as nobody knows whether they reached the running one."""
 
