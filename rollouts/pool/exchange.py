@@ -8,6 +8,7 @@ from an earlier one is sent to the engine that has its prefix, unless that is cl
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -61,7 +62,9 @@ class EngineLine:
     stream: Any = None
     """Results of the running call; None: none is running."""
     turns: dict[str, tuple[Turn, float]] = field(default_factory=dict)
-    """Requests that the engine has, by id, and the monotonic time at which each must be answered."""
+    """Requests that are its own, by id, and the monotonic time at which each must be answered."""
+    unsent: list[Turn] = field(default_factory=list)
+    """Requests of its own that the engine was not sent yet."""
     asks: dict[Any, tuple[Turn, ...]] = field(default_factory=dict)
     """Calls that bring requests, as long as nobody knows whether they reached the running one."""
 
@@ -72,14 +75,18 @@ class EngineLine:
 
     @property
     def is_open(self) -> bool:
-        """True if requests can be sent: the engine has started, and it is known what it has."""
-        ready = self.slot.idle and (self.stream is not None or not self.asks)
-        return ready and not any(turn.is_suspect for turn, _ in self.turns.values())
+        """True if the engine takes more requests."""
+        return self.slot.idle and not any(turn.is_suspect for turn, _ in self.turns.values())
+
+    @property
+    def is_clear(self) -> bool:
+        """True if requests can be sent: it is known whether the engine has the ones before."""
+        return self.slot.idle and (self.stream is not None or not self.asks)
 
     @property
     def is_quiet(self) -> bool:
         """True if the engine works on nothing."""
-        return self.stream is None and not self.asks and not self.turns
+        return self.stream is None and not self.asks and len(self.turns) == len(self.unsent)
 
 
 class Exchange:
@@ -101,7 +108,7 @@ class Exchange:
     @property
     def waits(self) -> bool:
         """True if some request is not sent yet."""
-        return bool(self._queue)
+        return bool(self._queue) or any(line.unsent for line in self._lines.values())
 
     @property
     def is_quiet(self) -> bool:
@@ -132,6 +139,10 @@ class Exchange:
     def forget(self, caller: Caller) -> None:
         """Drop the requests of a caller that are not sent; what engines sample counts for nobody."""
         self._queue = deque(turn for turn in self._queue if turn.caller is not caller)
+        for line in self._lines.values():
+            for turn in [turn for turn in line.unsent if turn.caller is caller]:
+                line.unsent.remove(turn)
+                del line.turns[turn.request.id]
         caller.under_way.clear()
 
     def send(self) -> None:
@@ -140,17 +151,16 @@ class Exchange:
             slot.index: self._lines.setdefault(slot.index, EngineLine(slot=slot))
             for slot in self._fleet.slots
         }
-        deadline = time.monotonic() + self._deadline_s
-        batches: dict[int, list[Turn]] = {}
         while self._queue:
             index = self._engine_for(self._queue[0], lines)
             if index is None:
                 break
             turn = self._queue.popleft()
-            lines[index].turns[turn.request.id] = turn, deadline
-            batches.setdefault(index, []).append(turn)
-        for index, turns in batches.items():
-            self._send(lines[index], turns)
+            lines[index].turns[turn.request.id] = turn, math.inf
+            lines[index].unsent.append(turn)
+        for line in lines.values():
+            if line.unsent and line.is_clear:
+                self._send(line)
 
     def receive(self) -> None:
         """Take in what has come: answers, deaths, starts and deadlines that have passed."""
@@ -186,7 +196,7 @@ class Exchange:
         """Return the seconds until the next deadline, or `LOOK_S` where that is sooner."""
         deadlines = [slot.deadline for slot in self._fleet.slots if slot.starting]
         deadlines += [d for line in self._lines.values() for _, d in line.turns.values()]
-        next_deadline = min(deadlines, default=float("inf"))
+        next_deadline = min(deadlines, default=math.inf)
         return max(0.0, min(LOOK_S, next_deadline - time.monotonic()))
 
     def abandon(self, failure: BaseException) -> None:
@@ -213,7 +223,10 @@ class Exchange:
         home = next((index for index in loads if lines[index].slot.actor is turn.home), None)
         return engine_for(turn.request.n, loads, self._max_num_seqs, home)
 
-    def _send(self, line: EngineLine, turns: list[Turn]) -> None:
+    def _send(self, line: EngineLine) -> None:
+        turns, line.unsent = line.unsent, []
+        deadline = time.monotonic() + self._deadline_s
+        line.turns |= {turn.request.id: (turn, deadline) for turn in turns}
         requests = [turn.request for turn in turns]
         actor = line.slot.actor
         if line.stream is None:
@@ -223,17 +236,22 @@ class Exchange:
             line.asks[ref] = tuple(turns)
 
     def _land_ask(self, line: EngineLine, ref: Any) -> None:
-        """Queue again what came too late for the call that was running."""
+        """Send again what came too late for the call that was running."""
         import ray
 
         turns = line.asks.pop(ref)
         try:
             has_joined = ray.get(ref)
         except ray.exceptions.RayError:
-            return  # The engine's death is reported by its running call, or by the next one.
+            has_joined = False  # It is dead, which its running call says, or the next one.
         if not has_joined:
-            missed = [turn for turn in turns if line.turns.pop(turn.request.id, None) is not None]
-            self._queue.extendleft(reversed(missed))
+            missed = [
+                turn
+                for turn in turns
+                if line.turns.get(turn.request.id, (None,))[0] is turn and turn not in line.unsent
+            ]
+            line.turns |= {turn.request.id: (turn, math.inf) for turn in missed}
+            line.unsent = [*missed, *line.unsent]
 
     def _land(self, line: EngineLine) -> None:
         """Take what a call has brought: answers, its end, or a failure."""
@@ -243,7 +261,7 @@ class Exchange:
             results = ray.get(next(line.stream))
         except StopIteration:
             line.stream = None
-            if not line.asks and line.turns:
+            if not line.asks and len(line.turns) > len(line.unsent):
                 self._retry(line, "it left out requests", blame_turns=True)
         except ray.exceptions.RayTaskError as error:
             line.stream = None
@@ -264,6 +282,8 @@ class Exchange:
         turn, _ = line.turns.pop(result.id, (None, 0.0))
         if turn is None:
             return  # Another engine had been asked for it before the answer came.
+        if turn in line.unsent:
+            line.unsent.remove(turn)
         line.slot.tokens += sum(len(c.token_ids) for c in result.completions)
         turn.caller.homes[result.id] = line.slot.actor
         self._answer(turn, result)
@@ -291,7 +311,10 @@ class Exchange:
 
     def _retry(self, line: EngineLine, reason: str, *, blame_turns: bool) -> None:
         """Queue again what an engine owes, or give up its only request; see `Dispatch`."""
-        turns, line.turns = [turn for turn, _ in line.turns.values()], {}
+        unsent, line.unsent = line.unsent, []
+        turns = [turn for turn, _ in line.turns.values() if turn not in unsent]
+        line.turns = {}
+        self._queue.extendleft(reversed(unsent))
         for turn in turns:
             turn.attempts += 1
         if len(turns) == 1 and turns[0].attempts >= 2:
