@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from rewards.base import RewardFunction, RewardPart
+from rewards.environments.reward import environment
 from rewards.imports import import_reward
 from rewards.isolation.facts import ask_facts
 from rewards.isolation.levels import LEVELS, Level
@@ -122,6 +123,7 @@ REWARDS: dict[str, RewardSpec] = {
     "preference_model": RewardSpec(preference_model.preference_model, asks_a_model=True),
     "llm_judge": RewardSpec(LLMJudge, asks_a_model=True),
     "pairwise_judge": RewardSpec(PairwiseJudge, asks_a_model=True),
+    "environment": RewardSpec(environment),
     "agreement": RewardSpec(agreement.Agreement, members=agreement.members_of),
 }
 

@@ -81,6 +81,29 @@ def _described(facts: Mapping[str, Any]) -> DescribedEnvironment:
     )
 
 
+def check_rewarded(
+    plan: EnvironmentsPlan, described: Mapping[str, DescribedEnvironment], *, turns: bool
+) -> None:
+    """Refuse environments of which none gives the reward that is learned from.
+
+    Args:
+        turns: rewards of turns are meant, not those of episodes.
+
+    Raises:
+        UserError: names the method that is missing.
+    """
+    if any(each.turn_rewards if turns else each.rewards for each in described.values()):
+        return
+    kinds = ", ".join(each.kind or "the tools" for each in described.values())
+    method = "get_turn_reward" if turns else "get_reward"
+    raise UserError(
+        f"no reward is given: {kinds} has no method {method}",
+        where=plan.place("turn_rewards" if turns else "rewards"),
+        remedy=f"add def {method}(self) -> float, or "
+        + ("set turn_rewards to false" if turns else "name a reward that scores the completions"),
+    )
+
+
 def check_rows(
     plan: EnvironmentsPlan,
     described: Mapping[str, DescribedEnvironment],

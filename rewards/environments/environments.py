@@ -1,8 +1,8 @@
 """The environments of a round: opened, called and closed by the key of an episode, in worker processes.
 
 An episode has an object of its own in a process of its own. Objects are made once and reset often, as in
-TRL: a process whose episode is over waits for the next one. What a tool does wrong is a text for the policy;
-where the object itself is lost, with a crash or a hang that no signal ends, the future raises and the
+TRL: a process whose episode is over waits for the next one. A tool's mistake is a text for the policy.
+Where the object itself is lost, with a crash or a hang that no signal ends, the future raises and the
 episode is a failed sample. Functions without an object lose nothing: their call goes on in a new process.
 """
 

@@ -103,4 +103,5 @@ def _is_text_block(item: Any) -> bool:
 
 def _has_no_text(kind: type) -> bool:
     """Tell if objects of a class are shown by their address alone."""
-    return kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    plain: list[Any] = [object.__str__, object.__repr__]
+    return [kind.__str__, kind.__repr__] == plain

@@ -119,5 +119,7 @@ class EnvironmentsPlan:
         """Return a hash of the names and of the content of their files, which may change."""
         files = [Path(name.rpartition(":")[0]) for name in self.names]
         contents = [f.read_bytes() if f.suffix == ".py" and f.is_file() else b"" for f in files]
-        words = repr((self.tools, dict(self.environments), self.limits, self.where, str(Path.cwd())))
+        words = repr(
+            (self.tools, dict(self.environments), self.limits, self.where, str(Path.cwd()))
+        )
         return hashlib.sha256(b"\0".join([words.encode(), *contents])).hexdigest()

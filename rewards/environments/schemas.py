@@ -30,10 +30,13 @@ def schema_of(tool: Callable[..., Any], place: str | None, file: str) -> dict[st
 
     try:
         schema: dict[str, Any] = get_json_schema(tool)
-    except Exception as error:  # its exceptions have no common base, and annotations may raise others
+    except (
+        Exception
+    ) as error:  # its exceptions have no common base, and annotations may raise others
         parameter = parameter_in(tool, str(error))
         raise UserError(
-            f"{label}: no schema can be made" + (f" of parameter {parameter!r}" if parameter else ""),
+            f"{label}: no schema can be made"
+            + (f" of parameter {parameter!r}" if parameter else ""),
             where=place,
             cause=f"{type(error).__name__}: {error}",
             remedy="use str, int, float, bool, list, dict, Literal and | None as types, and describe every "

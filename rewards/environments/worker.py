@@ -28,7 +28,6 @@ from rewards.environments.toolset import (
     load_toolset,
 )
 from rewards.isolation.protocol import receive, send_message
-from rewards.isolation.worker import pack_error
 from rewards.signatures.parameters import parameters
 from rollouts.errors import KeelError
 

@@ -24,7 +24,6 @@ from rewards.isolation.protocol import (
 )
 from rollouts.errors import KeelError
 
-
 SERVICES = {
     "reward": "rewards.isolation.worker:serve_reward",
     "environments": "rewards.environments.worker:serve_environments",

@@ -1,0 +1,64 @@
+"""Tools and environments of a round: checked before anything costly starts, opened while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from align.config.campaign import CampaignConfig, RoundConfig
+from align.config.episodes.rules import ENVIRONMENT_REWARD
+from rewards.environments.by_round import PromptEnvironments
+from rewards.environments.describe import check_rewarded, check_rows, describe_environments
+from rewards.environments.environments import WorkerEnvironments
+from rollouts.types import Prompt
+
+
+def check_environments(
+    config: CampaignConfig, known: Iterable[RoundConfig], prompts: Mapping[str, Sequence[Prompt]]
+) -> None:
+    """Load the tools and environments of rounds in workers, and hold every row against them.
+
+    Args:
+        known: rounds whose prompts are there.
+
+    Raises:
+        UserError: code, a docstring, a type, a row or a reward is missing or wrong.
+    """
+    names = {spec.name for spec in known}
+    for index, spec in enumerate(config.rounds):
+        if not acts(spec):
+            continue
+        plan = spec.environments_plan(f"rounds.{index}")
+        described = describe_environments(plan)
+        if {reward.name for reward in spec.rewards} == {ENVIRONMENT_REWARD}:
+            check_rewarded(plan, described, turns=False)
+        if spec.turn_rewards:
+            check_rewarded(plan, described, turns=True)
+        if spec.name in names:
+            check_rows(plan, described, prompts.get(spec.name, ()))
+
+
+def open_environments(
+    config: CampaignConfig, rounds: Iterable[RoundConfig], context: int
+) -> PromptEnvironments | None:
+    """Open the environments of every round whose prompts may be sampled; None where none acts.
+
+    Workers start with the first episode.
+
+    Args:
+        context: tokens that the engines read.
+    """
+    indices = {spec.name: index for index, spec in enumerate(config.rounds)}
+    opened = {
+        spec.name: WorkerEnvironments(
+            spec.environments_plan(f"rounds.{indices.get(spec.name, 0)}"),
+            spec.episode.rules(context),
+        )
+        for spec in rounds
+        if acts(spec)
+    }
+    return PromptEnvironments(opened) if opened else None
+
+
+def acts(spec: RoundConfig) -> bool:
+    """Tell if a round samples episodes."""
+    return spec.acts and spec.algorithm.material == "rollouts" and spec.algorithm.learns_here

@@ -1,0 +1,15 @@
+"""Reward that an environment gives the episode that a policy acted in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rewards.base import ShownCompletion
+from rewards.environments.state import EndedEnvironment
+
+
+def environment(
+    completions: Sequence[ShownCompletion], environments: Sequence[EndedEnvironment | None]
+) -> list[float | None]:
+    """Value of the environment's ``get_reward()`` at the end of the episode; abstains without one."""
+    return [ended.get_reward() if ended is not None else None for ended in environments]
