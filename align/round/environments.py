@@ -9,7 +9,12 @@ from align.config.episodes.rules import ENVIRONMENT_REWARD
 from rewards.environments.by_round import PromptEnvironments
 from rewards.environments.describe import check_rewarded, check_rows, describe_environments
 from rewards.environments.environments import WorkerEnvironments
-from rollouts.types import Prompt
+from rewards.trial.first_call import ANSWER
+from rollouts.errors import RunError, UserError
+from rollouts.types import Episode, Prompt
+
+TRIED = "tried"
+"""Key of the episode that an environment is tried by."""
 
 
 def check_environments(
@@ -35,6 +40,37 @@ def check_environments(
             check_rewarded(plan, described, turns=True)
         if spec.name in names:
             check_rows(plan, described, prompts.get(spec.name, ()))
+
+
+def try_environment(spec: RoundConfig, where: str, prompt: Prompt) -> Episode:
+    """Begin and end an episode on one row; return it as a reward would see it, without a call.
+
+    Args:
+        where: place of the round in the campaign file.
+
+    Raises:
+        UserError: ``reset`` or ``get_reward`` failed.
+    """
+    with WorkerEnvironments(spec.environments_plan(where)) as environments:
+        try:
+            environments.open(TRIED, prompt).result()
+            outcome = environments.close(TRIED).result()
+        except RunError as error:
+            raise UserError(
+                f"the environment failed on a row of the round: {error.what}",
+                where=f"{where}.environment, {prompt.label}",
+                cause=error.cause,
+                remedy="mend the environment or the row; keel env try shows one episode",
+            ) from error
+    answer = {"role": "assistant", "content": ANSWER.text}
+    return Episode(
+        observed=(),
+        messages=(answer,),
+        turns=1,
+        reward=outcome.reward,
+        state=outcome.state,
+        environment=outcome.environment,
+    )
 
 
 def open_environments(

@@ -13,6 +13,7 @@ from align.data.replay.buffer import ReplayBuffer
 from align.data.retirement import Retired, retired_of
 from align.data.scorer import Scorer
 from align.learner.references import References
+from align.round.environments import open_environments
 from align.round.plan import RoundPlan
 from align.round.records.artifacts import earlier_artifacts, first_lines
 from align.round.records.documents import index_lines, new_examples, next_documents
@@ -58,6 +59,8 @@ def begun_round(index: int, spec: RoundConfig, session: Session) -> Iterator[Rou
         session.training = None
         session.keep_times(index, spec.name, attempt)
         plan.scorer.close()
+        if plan.environments is not None:
+            plan.environments.shutdown()
     session.store.forget_checkpoints(index, spec.name)
 
 
@@ -119,6 +122,9 @@ def plan_round(
         documents=documents,
         documents_change=change,
         repair_prompts=repair_prompts if len(repair_prompts) else None,
+        environments=open_environments(
+            session.config, [*(rounds[name] for name in needed), spec], inputs.context
+        ),
     )
 
 

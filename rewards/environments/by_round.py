@@ -18,7 +18,7 @@ from rollouts.episodes.environment import (
     Schema,
     ToolCall,
 )
-from rollouts.types import Prompt
+from rollouts.types import Message, Prompt
 
 
 class PromptEnvironments:
@@ -46,9 +46,9 @@ class PromptEnvironments:
         """Make the calls of a turn; see `Environments.call`."""
         return self._serving[key].call(key, calls)
 
-    def close(self, key: str) -> Future[Outcome]:
+    def close(self, key: str, messages: Sequence[Message] = ()) -> Future[Outcome]:
         """End an episode; see `Environments.close`."""
-        return self._serving.pop(key).close(key)
+        return self._serving.pop(key).close(key, messages)
 
     def drop(self, key: str) -> None:
         """Give an episode up; see `Environments.drop`."""

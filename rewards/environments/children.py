@@ -38,6 +38,7 @@ class Child:
     def __init__(self, home: WorkerProcess, number: int, channel: socket.socket) -> None:
         self.home, self.number = home, number
         self._channel = channel
+        self._is_awaited, self._is_killed = False, False
         channel.setblocking(False)
 
     async def send(self, request: Mapping[str, Any]) -> None:
@@ -59,6 +60,7 @@ class Child:
         Raises:
             ChildLost: none came in time, or what came is none.
         """
+        self._is_awaited = True
         try:
             async with asyncio.timeout(limit_s + GRACE_S):
                 size = int.from_bytes(await self._exactly(4), "big")
@@ -69,6 +71,10 @@ class Child:
             raise ChildLost(f"no answer within {limit_s:g} s", late=True) from None
         except (OSError, ValueError, RecursionError) as error:
             raise ChildLost(f"the environment's process failed: {error}") from error
+        finally:
+            self._is_awaited = False
+            if self._is_killed:
+                self._channel.close()
         if not isinstance(message, dict):
             raise ChildLost(f"the environment sent a {type(message).__name__}")
         return message
@@ -94,8 +100,13 @@ class Child:
         return True
 
     def kill(self) -> None:
-        """End the process and its group, also when it hangs."""
-        self._channel.close()
+        """End the process and its group, also when it hangs; whoever awaits it gets a `ChildLost`."""
+        self._is_killed = True
+        if self._is_awaited:  # The event loop still reads the socket: only its reader may close it.
+            with suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
+        else:
+            self._channel.close()
         self.home.kill(self.number)
 
 
@@ -125,7 +136,7 @@ class WorkerProcess:
             if not child.has_ended:
                 return child
             child.kill()
-        for attempt in range(2):
+        for _ in range(2):
             worker = await self._started()
             mine, its = socket.socketpair()
             with its:
@@ -135,9 +146,10 @@ class WorkerProcess:
                     return Child(self, number, mine)
                 except OSError:
                     mine.close()
-                    self._worker = None
-                    self.restarts += attempt == 0
-                    await asyncio.to_thread(worker.end)
+                    if self._worker is worker:  # Another episode may have replaced it by now.
+                        self._worker = None
+                        self.restarts += 1
+                        await asyncio.to_thread(worker.end)
         raise RunError("the worker of an environment ended twice before an episode began")
 
     async def _started(self) -> Worker:

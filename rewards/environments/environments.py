@@ -9,6 +9,7 @@ episode is a failed sample. Functions without an object lose nothing: their call
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -34,7 +35,7 @@ from rollouts.episodes.environment import (
     ToolCall,
 )
 from rollouts.errors import RunError
-from rollouts.types import Prompt
+from rollouts.types import Message, Prompt
 from rollouts.values import Unholdable, normalised, to_json
 
 
@@ -92,16 +93,18 @@ class WorkerEnvironments:
         """Make the calls of a turn; see `Environments.call`."""
         return self._loop.submit(self._call(key, calls))
 
-    def close(self, key: str) -> Future[Outcome]:
+    def close(self, key: str, messages: Sequence[Message] = ()) -> Future[Outcome]:
         """End an episode; see `Environments.close`."""
-        return self._loop.submit(self._close(key))
+        return self._loop.submit(self._close(key, messages))
 
     def drop(self, key: str) -> None:
         """Give an episode up; see `Environments.drop`."""
         self._loop.submit(self._drop(key))
 
     def shutdown(self) -> None:
-        """End all processes. Episodes that are under way end with an error."""
+        """End all processes. Episodes that are under way end with an error; a later one starts new ones."""
+        if not self._workers:
+            return
         self._loop.submit(self._end()).result()
 
     def __enter__(self) -> Self:
@@ -137,13 +140,26 @@ class WorkerEnvironments:
             worker.busy -= 1
             raise
         acting = self._acting[key] = _Acting(environment=name, child=child)
-        answer = await self._ask(key, acting, {"do": "open", "row": row}, limit_s)
+        request = {"do": "open", "row": row, "seed": seed_of(key)}
+        answer = await self._ask(key, acting, request, limit_s)
         text = answer.get("text")
         return text if isinstance(text, str) else None
 
     async def _call(self, key: str, calls: Sequence[ToolCall]) -> Sequence[Observation]:
+        """Make the calls of a turn; an episode that cannot go on is over."""
+        acting = self._acting_of(key)
+        try:
+            return await self._turn(key, acting, calls)
+        except BaseException:
+            acting.is_late = True
+            self._free(key, acting)
+            raise
+
+    async def _turn(
+        self, key: str, acting: _Acting, calls: Sequence[ToolCall]
+    ) -> Sequence[Observation]:
         """Make the calls of a turn, those after a crash of a tool without an object in a new process."""
-        acting, limit_s = self._acting_of(key), self.plan.limits.call_s
+        limit_s = self.plan.limits.call_s
         answers: dict[int, tuple[ToolText, float]] = {}
         turn: Mapping[str, Any] = {}
         while not turn:
@@ -193,7 +209,7 @@ class WorkerEnvironments:
             if "fault" in message:
                 raise DeadEnvironment(str(message["fault"]))
             if "turn" in message:
-                return _turn(message["turn"])
+                return _checked_turn(message["turn"])
             try:
                 kind = OBSERVATION_KINDS[OBSERVATION_KINDS.index(message["kind"])]
                 text = ToolText(str(message["text"]), kind)
@@ -201,9 +217,10 @@ class WorkerEnvironments:
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise ChildLost(f"the environment's answer is malformed: {error}") from error
 
-    async def _close(self, key: str) -> Outcome:
+    async def _close(self, key: str, messages: Sequence[Message]) -> Outcome:
         acting = self._acting_of(key)
-        answer = await self._ask(key, acting, {"do": "close"}, self.plan.limits.episode_s)
+        request = {"do": "close", "messages": [dict(message) for message in messages]}
+        answer = await self._ask(key, acting, request, self.plan.limits.episode_s)
         self._free(key, acting)
         outcome = answer["outcome"]
         reward = outcome.get("reward")
@@ -245,12 +262,10 @@ class WorkerEnvironments:
         """
         home = acting.child.home
         if self.described[acting.environment].has_object or key not in self._acting:
-            acting.is_late = True
-            self._free(key, acting)
             raise DeadEnvironment(str(lost)) from lost
         acting.child.kill()
         acting.child = await home.child()
-        request = {"do": "open", "row": {}}
+        request = {"do": "open", "row": {}, "seed": seed_of(key)}
         await self._ask(key, acting, request, self.plan.limits.episode_s)
 
     def _acting_of(self, key: str) -> _Acting:
@@ -283,7 +298,12 @@ class WorkerEnvironments:
         self._workers.clear()
 
 
-def _turn(message: Any) -> dict[str, Any]:
+def seed_of(key: str) -> int:
+    """Return the seed of an episode's random numbers: the same whenever the episode is repeated."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+
+
+def _checked_turn(message: Any) -> dict[str, Any]:
     """Check what a child says of a turn."""
     if not isinstance(message, dict):
         raise ChildLost(f"the environment's answer is malformed: {message!r}")

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import random
 import signal
+import sys
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
 from rewards.call import PartFailure, read_value
+from rewards.environments.adapters.base import AdaptedEnvironment
 from rewards.environments.observations import ToolText, error_text, raised_text, text_of
 from rewards.environments.state import public_state
 from rewards.environments.toolset import (
@@ -49,12 +52,17 @@ class Instance:
         self._tools: dict[str, Tool] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def open(self, row: Mapping[str, Any], limit_s: float) -> str | None:
+    def open(self, row: Mapping[str, Any], seed: int, limit_s: float) -> str | None:
         """Construct the object at the first episode; reset it, and return its text.
+
+        Args:
+            seed: of random numbers that are drawn from the generators of a process: children that are
+                forked from one worker would otherwise all draw the same.
 
         Raises:
             EnvironmentFault: either raised, took too long, or returned no text.
         """
+        seed_generators(seed)
         if self._tools is None:
             with _fault("the constructor", limit_s):
                 self._object = self._environment.construct()
@@ -97,14 +105,19 @@ class Instance:
             reward = self._number(GET_TURN_REWARD, limit_s)
         return {"reward": reward, "done": getattr(self._object, "done", False) is True}
 
-    def close(self, limit_s: float) -> dict[str, Any]:
+    def close(self, messages: Sequence[Mapping[str, Any]], limit_s: float) -> dict[str, Any]:
         """Return the reward of the episode, None where the environment gives none, and its state.
+
+        Args:
+            messages: prompt and all turns, for environments of other packages.
 
         Raises:
             EnvironmentFault: ``get_reward`` raised, took too long, or returned no number.
         """
         if self._object is None:
             return {"reward": None, "state": {}}
+        if isinstance(self._object, AdaptedEnvironment):
+            self._object.messages = messages
         reward = None
         if callable(getattr(type(self._object), GET_REWARD, None)):
             reward = self._number(GET_REWARD, limit_s)
@@ -188,6 +201,15 @@ class Instance:
 
     def _late(self, limit_s: float) -> ToolText:
         return error_text(f"no answer within {limit_s:g} s", "late", self._most)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators of this process; those of packages only where they are imported."""
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(seed)
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:

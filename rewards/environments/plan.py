@@ -16,8 +16,6 @@ SINGLE = ""
 """Name of an environment that has none, since it is the only one."""
 COLUMN = "environment"
 """Column of a row that names its environment, where a campaign has several."""
-CLOSED_TO_NETWORKS = ("verifiers", "openenv")
-"""Schemes of environments that talk to a server."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -126,14 +126,14 @@ def _answer(channel: socket.socket, instance: Instance, request: Mapping[str, An
     limit_s = request["limit_s"]
     match request["do"]:
         case "open":
-            send_message(channel, {"text": instance.open(request["row"], limit_s)})
+            send_message(channel, {"text": instance.open(request["row"], request["seed"], limit_s)})
         case "call":
             for index, shown, seconds in instance.call(request["calls"], limit_s):
                 answer = {"index": index, "text": shown.text, "kind": shown.kind, "s": seconds}
                 send_message(channel, answer)
             send_message(channel, {"turn": instance.turn(limit_s)})
         case "close":
-            send_message(channel, {"outcome": instance.close(limit_s)})
+            send_message(channel, {"outcome": instance.close(request["messages"], limit_s)})
 
 
 def describe(environment: LoadedEnvironment) -> dict[str, Any]:

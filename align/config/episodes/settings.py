@@ -136,6 +136,12 @@ class ActingSettings(Settings):
             raise ValueError(
                 "environment is an empty mapping; name a class, file.py:Class, or remove it"
             )
+        remote = [name for name in self.code_names if name.startswith("openenv://")]
+        if remote and self.episode.isolation == "sandbox":
+            raise ValueError(
+                f"episode.isolation is sandbox, which has no network, and {remote[0]} is a server; set "
+                "isolation to process"
+            )
         return self
 
     @model_serializer(mode="wrap")

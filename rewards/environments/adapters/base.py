@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rollouts.errors import UserError
+from rollouts.types import Message
 
 
 class AdaptedEnvironment(ABC):
@@ -14,6 +15,8 @@ class AdaptedEnvironment(ABC):
 
     done = False
     """True once the episode is over."""
+    messages: Sequence[Message] = ()
+    """Prompt and all turns of the episode, before ``get_reward``."""
 
     @abstractmethod
     def reset(self, **row: Any) -> Any:

@@ -97,6 +97,10 @@ def test_the_environment_is_a_reward_source(settings: dict[str, Any], rewards: l
         ({"environment": "w.py:W", "episode": {"isolation": "inline"}}, "'process' or 'sandbox'"),
         ({"environment": "w.py:W", "episode": {"turn": 3}}, "turn"),
         ({"environment": 3}, "environment"),
+        (
+            {"environment": "openenv://h:1", "episode": {"isolation": "sandbox"}},
+            "which has no network, and openenv://h:1 is a server",
+        ),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], says: str) -> None:

@@ -151,6 +151,28 @@ def test_objects_are_made_once_and_reset(counters: WorkerEnvironments) -> None:
     assert made[0] == made[1]
 
 
+def test_random_numbers_follow_from_the_episode(counters: WorkerEnvironments) -> None:
+    def drawn(key: str) -> str:
+        counters.open(key, asks()).result()
+        (observation,) = answer(counters.call(key, [call("python", code="random.random()")]))
+        counters.close(key).result()
+        return observation.text
+
+    first, second, again = drawn("1"), drawn("2"), drawn("1")
+    assert first == again != second
+
+
+def test_an_episode_that_is_given_up_ends_its_call(counters: WorkerEnvironments) -> None:
+    counters.open("up", asks()).result()
+    waiting = counters.call("up", [call("wait", seconds=1000)])
+    counters.drop("up")
+    with pytest.raises(DeadEnvironment):
+        waiting.result(timeout=patient(5.0))
+    assert counters.open("up", asks(start=1)).result() == "Count from 1."
+    assert answer(counters.call("up", [call("increment", by=1)]))[0].text == "2"
+    counters.close("up").result()
+
+
 def test_functions_without_an_object_outlive_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(monkeypatch, tools=(f"{WORLDS}:add", f"{WORLDS}:python")) as environments:
         assert environments.open("a", asks()).result() is None

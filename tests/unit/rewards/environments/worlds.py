@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from typing import Literal
 
@@ -34,7 +35,7 @@ def python(code: str) -> str:
     Args:
         code: The expression.
     """
-    return eval(code)
+    return eval(code, {**globals(), "random": random})
 
 
 class Silent:
