@@ -10,8 +10,8 @@ import asyncio
 import itertools
 import json
 import socket
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rewards.environments.plan import EnvironmentsPlan
@@ -48,10 +48,11 @@ class Child:
             ChildLost: the process has ended.
         """
         data = json.dumps(request).encode()
+        frame = len(data).to_bytes(4, "big") + data
         try:
-            frame = len(data).to_bytes(4, "big") + data
-            await asyncio.get_running_loop().sock_sendall(self._channel, frame)
-        except OSError:
+            with self._in_use():
+                await asyncio.get_running_loop().sock_sendall(self._channel, frame)
+        except (OSError, ValueError):  # ValueError: the socket was closed here
             raise ChildLost("the environment's process has ended") from None
 
     async def receive(self, limit_s: float) -> dict[str, Any]:
@@ -60,24 +61,34 @@ class Child:
         Raises:
             ChildLost: none came in time, or what came is none.
         """
-        self._is_awaited = True
         try:
-            async with asyncio.timeout(limit_s + GRACE_S):
-                size = int.from_bytes(await self._exactly(4), "big")
-                if size > LARGEST_FRAME:
-                    raise ChildLost(f"the environment sent {size} bytes in one message")
-                message = json.loads(await self._exactly(size))
+            with self._in_use():
+                async with asyncio.timeout(limit_s + GRACE_S):
+                    return await self._message()
         except TimeoutError:
             raise ChildLost(f"no answer within {limit_s:g} s", late=True) from None
         except (OSError, ValueError, RecursionError) as error:
             raise ChildLost(f"the environment's process failed: {error}") from error
+
+    async def _message(self) -> dict[str, Any]:
+        size = int.from_bytes(await self._exactly(4), "big")
+        if size > LARGEST_FRAME:
+            raise ChildLost(f"the environment sent {size} bytes in one message")
+        message = json.loads(await self._exactly(size))
+        if not isinstance(message, dict):
+            raise ChildLost(f"the environment sent a {type(message).__name__}")
+        return message
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Keep the socket open in the block, and close it after one in which the child was killed."""
+        self._is_awaited = True
+        try:
+            yield
         finally:
             self._is_awaited = False
             if self._is_killed:
                 self._channel.close()
-        if not isinstance(message, dict):
-            raise ChildLost(f"the environment sent a {type(message).__name__}")
-        return message
 
     async def _exactly(self, size: int) -> bytes:
         loop, data = asyncio.get_running_loop(), bytearray()

@@ -168,14 +168,16 @@ class WorkerEnvironments:
                 turn = await self._make(acting, [calls[index] for index in left], left, answers)
             except ChildLost as lost:
                 await self._replace(key, acting, lost)
-                guilty = next(index for index in range(len(calls)) if index not in answers)
                 kind: ObservationKind = "late" if lost.late else "crashed"
-                most = self.plan.limits.observation_chars
-                answers[guilty] = error_text(str(lost), kind, most), limit_s
+                text = error_text(str(lost), kind, self.plan.limits.observation_chars)
+                for guilty in (index for index in left if index not in answers):
+                    answers[guilty] = text, limit_s
+                    break
                 if len(answers) == len(calls):
                     turn = {"done": False, "reward": None}
-        self.counts.update(text.kind for text, _ in answers.values())
-        acting.is_late |= any(text.kind == "late" for text, _ in answers.values())
+        kinds = [shown.kind for shown, _ in answers.values()]
+        self.counts.update(kinds)
+        acting.is_late |= "late" in kinds
         last = len(calls) - 1
         return [
             Observation(
@@ -261,7 +263,8 @@ class WorkerEnvironments:
             DeadEnvironment: there was one.
         """
         home = acting.child.home
-        if self.described[acting.environment].has_object or key not in self._acting:
+        is_over = self._acting.get(key) is not acting
+        if is_over or self.described[acting.environment].has_object:
             raise DeadEnvironment(str(lost)) from lost
         acting.child.kill()
         acting.child = await home.child()
@@ -275,8 +278,9 @@ class WorkerEnvironments:
 
     def _free(self, key: str, acting: _Acting) -> None:
         """End an episode; its process waits for another one, or is killed if a call was interrupted."""
-        if self._acting.pop(key, None) is None:
+        if self._acting.get(key) is not acting:  # It was freed before.
             return
+        del self._acting[key]
         home = acting.child.home
         home.busy -= 1
         if acting.is_late:

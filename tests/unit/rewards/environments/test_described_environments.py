@@ -12,8 +12,8 @@ from rewards.environments.toolset import load_toolset
 from rewards.environments.worker import describe
 from rollouts.errors import UserError
 from rollouts.types import Prompt
+from tests.unit.described import WORLDS
 
-WORLDS = Path(__file__).with_name("worlds.py")
 DOC = '"""Do.\n\n    Args:\n        a: It.\n    """'
 ENVIRONMENT = "class E:\n    def reset(self, **row): ...\n"
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 
-from rewards.environments import describe
 from rewards.environments.environments import DeadEnvironment, WorkerEnvironments
 from rewards.environments.plan import EnvironmentLimits, EnvironmentsPlan
-from rewards.environments.toolset import load_toolset
-from rewards.environments.worker import describe as described_here
 from rollouts.episodes.environment import Observation, ToolCall
 from rollouts.types import Prompt
 from tests.patience import patient
+from tests.unit.described import WORLDS, describe_here
 
-WORLDS = Path(__file__).with_name("worlds.py")
 SHOWN = 60
 
 
@@ -30,13 +26,8 @@ def asks(**columns: object) -> Prompt:
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, **settings: object) -> WorkerEnvironments:
-    """Open environments; schemas are read in this process, which has transformers already."""
     plan = EnvironmentsPlan(**settings)  # type: ignore[arg-type]
-    facts = {
-        name: describe._described(described_here(environment))
-        for name, environment in load_toolset(plan.worker_plan().options).items()
-    }
-    monkeypatch.setitem(describe._DESCRIBED, plan.digest(), facts)
+    describe_here(monkeypatch, plan)
     return WorkerEnvironments(plan)
 
 
