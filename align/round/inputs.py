@@ -21,7 +21,7 @@ from align.gate.suites.suites import Suite, build_suites
 from align.learner.folder.checks import check_base
 from align.learner.folder.source import check_unchanged
 from align.round.companion_models import check_round_models
-from align.round.environments import check_environments
+from align.round.episodes.environments import check_environments
 from align.store.stored_base import StoredBase, stored_base
 from rewards.rubric import Rubric, build_rubric
 from rollouts.chat.probe import check_conversations, check_system, probe_turns

@@ -13,7 +13,7 @@ from align.data.replay.buffer import ReplayBuffer
 from align.data.retirement import Retired, retired_of
 from align.data.scorer import Scorer
 from align.learner.references import References
-from align.round.environments import open_environments
+from align.round.episodes.environments import open_environments
 from align.round.plan import RoundPlan
 from align.round.records.artifacts import earlier_artifacts, first_lines
 from align.round.records.documents import index_lines, new_examples, next_documents

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from align.config.campaign import CampaignConfig
-from align.round.environments import acts, try_environment
+from align.round.episodes.environments import acts, try_environment
 from align.round.inputs import Inputs
 from rewards.rubric import build_rubric
 from rewards.trial.canaries import asks_a_model

@@ -20,8 +20,8 @@ PUBLIC = {
     "Event", "MeasuringEvent", "NoteEvent", "StepEvent", "VerdictEvent",
     "KeelError", "RunError", "UserError",
     # settings
-    "AnchorConfig", "AnchorsConfig", "CampaignConfig", "EWCConfig", "EngineConfig", "ExamplesConfig",
-    "GateConfig", "HackingConfig", "KLAnchorsConfig", "L2SPConfig", "LoraConfig", "OptimizerConfig",
+    "AnchorConfig", "AnchorsConfig", "CampaignConfig", "EWCConfig", "EngineConfig", "EpisodeConfig",
+    "ExamplesConfig", "GateConfig", "HackingConfig", "KLAnchorsConfig", "L2SPConfig", "LoraConfig", "OptimizerConfig",
     "PolicyConfig", "PromptsConfig", "RepairConfig", "ReplayConfig", "RewardConfig", "RoundConfig",
     "RoundSettings", "RoundSuiteConfig", "SamplingConfig", "SuiteConfig",
 }  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 
 from align.config.campaign import CampaignConfig
 from align.gate.suites.kinds.acting import acting_of
-from align.round.environments import check_environments, open_environments, try_environment
+from align.round.episodes.environments import check_environments, open_environments, try_environment
 from rollouts.episodes.environment import ToolCall
 from rollouts.errors import UserError
 from rollouts.types import Prompt
