@@ -48,7 +48,8 @@ def begun_round(index: int, spec: RoundConfig, session: Session) -> Iterator[Rou
         note(f"{spec.name}: {lookback.sentence}")
     for line in (*first_lines(spec, plan.artifacts), *index_lines(plan, session)):
         note(line)
-    for line in plan.scorer.isolation_lines():
+    acting = [] if plan.environments is None else plan.environments.isolation_lines()
+    for line in (*plan.scorer.isolation_lines(), *acting):
         note(f"{spec.name}: {line}")
     try:
         yield plan

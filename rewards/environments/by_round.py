@@ -61,6 +61,11 @@ class PromptEnvironments:
         for environments in self._by_round.values():
             environments.shutdown()
 
+    def isolation_lines(self) -> list[str]:
+        """Describe where the code of every round's environments runs, for who starts a run."""
+        plans = [environments.plan for environments in self._by_round.values()]
+        return [plan.limits.line(", ".join(plan.names)) for plan in plans]
+
     @property
     def metrics(self) -> dict[str, float]:
         """Sums of the counts of all rounds, for logs."""

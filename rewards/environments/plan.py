@@ -36,6 +36,18 @@ class EnvironmentLimits:
     variables: tuple[str, ...] = ()
     """Names of environment variables that the processes see besides the harmless ones."""
 
+    def line(self, name: str) -> str:
+        """Describe the limits in the line that a run prints at its start."""
+        words = [
+            f"{self.workers} worker{'s' if self.workers > 1 else ''}",
+            f"{self.call_s:g} s a call",
+            f"{self.episode_s:g} s an episode",
+            "any memory" if self.memory_gib is None else f"{self.memory_gib:g} GiB",
+        ]
+        if self.variables:
+            words.append("sees " + ", ".join(self.variables))
+        return f"environment {name}: {self.isolation} ({', '.join(words)})"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnvironmentsPlan:

@@ -80,6 +80,8 @@ def test_every_prompt_acts_in_the_environment_of_its_round(
     with environments:
         rules = [environments.rules(asks(name)) for name in ("count", "plain", None)]
         assert [each and (each.turns, each.context) for each in rules] == [(3, 64), None, None]
+        line = environments.isolation_lines()[0]
+        assert line.endswith("Counter: process (1 worker, 10 s a call, 120 s an episode, 4 GiB)")
         count, add = asks("count", start=2), asks("add")
         assert len(environments.schemas(add)) == 1
         assert environments.open("a", count).result() == "Count from 2."
