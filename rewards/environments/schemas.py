@@ -11,7 +11,7 @@ from rollouts.errors import UserError
 FORM = '"""Line.\\n\\nArgs:\\n    name: what it is.\\n"""'
 
 
-def schema_of(tool: Callable[..., Any], place: str | None, file: str) -> dict[str, Any]:
+def schema_of(tool: Callable[..., Any], where: str | None, file: str) -> dict[str, Any]:
     """Return the schema of a tool, ``{"type": "function", "function": {...}}``.
 
     Args:
@@ -25,7 +25,7 @@ def schema_of(tool: Callable[..., Any], place: str | None, file: str) -> dict[st
         return dict(own)
     name = getattr(tool, "__qualname__", getattr(tool, "__name__", "tool"))
     label = f"tool {name!r} of {file}" if file else f"tool {name!r}"
-    check_signature(tool, label, place)
+    check_signature(tool, label, where)
     from transformers.utils.chat_template_utils import get_json_schema
 
     try:
@@ -37,7 +37,7 @@ def schema_of(tool: Callable[..., Any], place: str | None, file: str) -> dict[st
         raise UserError(
             f"{label}: no schema can be made"
             + (f" of parameter {parameter!r}" if parameter else ""),
-            where=place,
+            where=where,
             cause=f"{type(error).__name__}: {error}",
             remedy="use str, int, float, bool, list, dict, Literal and | None as types, and describe every "
             "parameter below Args: in the docstring",
@@ -45,19 +45,19 @@ def schema_of(tool: Callable[..., Any], place: str | None, file: str) -> dict[st
     if not schema["function"].get("description"):
         raise UserError(
             f"{label}: its docstring says nothing before Args:",
-            where=place,
+            where=where,
             remedy="begin it with a sentence on what the tool does, which the policy reads",
         )
     return schema
 
 
-def check_signature(tool: Callable[..., Any], label: str, place: str | None) -> None:
+def check_signature(tool: Callable[..., Any], label: str, where: str | None) -> None:
     """Refuse a tool whose signature or docstring a schema cannot be made of."""
     doc = inspect.getdoc(tool)
     if not doc or not doc.strip():
         raise UserError(
             f"{label} has no docstring",
-            where=place,
+            where=where,
             cause="the policy is told what a tool does by its docstring",
             remedy=f"write one in Google's style: {FORM}",
         )
@@ -67,27 +67,27 @@ def check_signature(tool: Callable[..., Any], label: str, place: str | None) -> 
             stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
             raise UserError(
                 f"{label} takes {stars}{parameter.name}",
-                where=place,
+                where=where,
                 cause="a policy calls a tool with named arguments that its schema lists",
                 remedy="name every parameter",
             )
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise UserError(
                 f"{label} takes {parameter.name!r} by position only",
-                where=place,
+                where=where,
                 cause="tools are called by keyword",
                 remedy="remove the '/' from its signature",
             )
         if parameter.annotation is parameter.empty:
             raise UserError(
                 f"{label}: parameter {parameter.name!r} has no type",
-                where=place,
+                where=where,
                 remedy=f"write {parameter.name}: str, or another type, in the signature",
             )
         if parameter.name not in described:
             raise UserError(
                 f"{label}: the docstring does not describe parameter {parameter.name!r}",
-                where=place,
+                where=where,
                 remedy=f"add below Args: a line '{parameter.name}: what it is.'",
             )
 

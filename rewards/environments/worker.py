@@ -145,8 +145,8 @@ def describe(environment: LoadedEnvironment) -> dict[str, Any]:
     instance = construct_checked(environment)
     schemas = []
     for name, tool in environment.tools_of(instance).items():
-        place = environment.tool_places.get(name, environment.where)
-        schemas.append(schema_of(tool, place, file_of(tool)))
+        where = environment.tool_places.get(name, environment.where)
+        schemas.append(schema_of(tool, where, file_of(tool)))
     described: dict[str, Any] = {"schemas": schemas, "class": type(instance).__name__}
     if instance is None:
         return {**described, "class": "", "reset": None, "rewards": False, "turn_rewards": False}

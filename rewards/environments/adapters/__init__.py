@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-from rewards.environments.adapters.base import Adapter
+from rewards.environments.adapters.base import EnvironmentAdapter
 
 PLACES = {
     "verifiers": "rewards.environments.adapters.verifiers:VerifiersAdapter",
@@ -14,15 +14,15 @@ PLACES = {
 """Adapters by scheme. One is imported, and its package, when a name asks for it."""
 
 
-def _loader(place: str) -> Callable[[], Adapter]:
-    def load() -> Adapter:
-        module, _, name = place.partition(":")
-        adapter: Adapter = getattr(import_module(module), name)()
+def _loader(target: str) -> Callable[[], EnvironmentAdapter]:
+    def load() -> EnvironmentAdapter:
+        module, _, name = target.partition(":")
+        adapter: EnvironmentAdapter = getattr(import_module(module), name)()
         return adapter
 
     return load
 
 
-ADAPTERS: dict[str, Callable[[], Adapter]] = {
-    scheme: _loader(place) for scheme, place in PLACES.items()
+ADAPTERS: dict[str, Callable[[], EnvironmentAdapter]] = {
+    scheme: _loader(target) for scheme, target in PLACES.items()
 }

@@ -31,7 +31,7 @@ class AdaptedEnvironment(ABC):
         """Return what rewards may know of it at the end of an episode."""
 
 
-class Adapter(Protocol):
+class EnvironmentAdapter(Protocol):
     """Way from an address behind a scheme to environments."""
 
     def maker(self, address: str, where: str | None) -> Callable[[], Any]:

@@ -46,10 +46,10 @@ def test_a_worker_reads_schemas_as_templates_get_them() -> None:
     increment = described["one"].schemas[-1]["function"]["parameters"]
     assert increment["properties"]["how"]["enum"] == ["up", "down"]
     assert increment["required"] == ["by"]
-    one, two = described["one"], described["two"]
-    assert (one.kind, one.rewards, one.turn_rewards) == ("Counter", True, True)
-    assert (two.kind, two.rewards, two.turn_rewards) == ("Dice", False, False)
-    assert two.reset is not None and two.reset.required == ("sides", "prompt")
+    count, dice = described["one"], described["two"]
+    assert (count.kind, count.rewards, count.turn_rewards) == ("Counter", True, True)
+    assert (dice.kind, dice.rewards, dice.turn_rewards) == ("Dice", False, False)
+    assert dice.reset is not None and dice.reset.required == ("sides", "prompt")
 
 
 @pytest.mark.parametrize(

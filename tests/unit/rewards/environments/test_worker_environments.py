@@ -172,8 +172,8 @@ def test_functions_without_an_object_outlive_a_crash(monkeypatch: pytest.MonkeyP
             call("python", code="__import__('os')._exit(1)"),
             call("add", a=2),
         ]
-        one, crashed, three = answer(environments.call("a", calls))
-        assert (one.text, three.text, crashed.failed) == ("2", "3", True)
+        two, crashed, three = answer(environments.call("a", calls))
+        assert (two.text, three.text, crashed.failed) == ("2", "3", True)
         assert environments.close("a").result().reward is None
 
 
