@@ -123,9 +123,7 @@ def plan_round(
         documents=documents,
         documents_change=change,
         repair_prompts=repair_prompts if len(repair_prompts) else None,
-        environments=open_environments(
-            session.config, [*(rounds[name] for name in needed), spec], inputs.context
-        ),
+        environments=open_environments(session.config, {*needed, spec.name}, inputs.context),
     )
 
 

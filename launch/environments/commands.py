@@ -69,23 +69,24 @@ def env_try(
         said, observations, outcome = act(environments, prompt, calls)
     schemas = environments.schemas(prompt)
     if as_json:
-        print_json(
-            {
-                "tools": schemas,
-                "reset": said,
-                "observations": [observation._asdict() for observation in observations],
-                "outcome": outcome,
-            }
-        )
+        shown = [observation._asdict() for observation in observations]
+        print_json({"tools": schemas, "reset": said, "observations": shown, "outcome": outcome})
         return
     lines = ["tools:", *(f"  {tool_line(schema)}" for schema in schemas)]
     lines += [] if said is None else [f"reset: {said}"]
+    typer.echo("\n".join([*lines, *episode_lines(calls, observations, outcome)]))
+
+
+def episode_lines(
+    calls: Sequence[ToolCall], observations: Sequence[Observation], outcome: Outcome
+) -> list[str]:
+    """Say what each call brought, and how the episode ended."""
+    lines = []
     for request, observation in zip(calls, observations, strict=True):
         ends = "  (the episode is over)" if observation.done else ""
         lines.append(f"{request.name} {json.dumps(request.arguments)}: {observation.text}{ends}")
     lines += [] if outcome.reward is None else [f"reward: {outcome.reward:g}"]
-    lines += [f"state: {json.dumps(outcome.state)}"] if outcome.state else []
-    typer.echo("\n".join(lines))
+    return lines + ([f"state: {json.dumps(outcome.state)}"] if outcome.state else [])
 
 
 def act(

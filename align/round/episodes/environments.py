@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.config.episodes.rules import ENVIRONMENT_REWARD
@@ -74,23 +74,22 @@ def try_environment(spec: RoundConfig, where: str, prompt: Prompt) -> Episode:
 
 
 def open_environments(
-    config: CampaignConfig, rounds: Iterable[RoundConfig], context: int
+    config: CampaignConfig, names: Collection[str], context: int
 ) -> PromptEnvironments | None:
-    """Open the environments of every round whose prompts may be sampled; None where none acts.
+    """Open the environments of rounds; None where none of them acts.
 
     Workers start with the first episode.
 
     Args:
+        names: rounds whose prompts may be sampled.
         context: tokens that the engines read.
     """
-    indices = {spec.name: index for index, spec in enumerate(config.rounds)}
     opened = {
         spec.name: WorkerEnvironments(
-            spec.environments_plan(f"rounds.{indices.get(spec.name, 0)}"),
-            spec.episode.rules(context),
+            spec.environments_plan(f"rounds.{index}"), spec.episode.rules(context)
         )
-        for spec in rounds
-        if acts(spec)
+        for index, spec in enumerate(config.rounds)
+        if spec.name in names and acts(spec)
     }
     return PromptEnvironments(opened) if opened else None
 
