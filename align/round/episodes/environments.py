@@ -10,7 +10,9 @@ from rewards.environments.by_round import PromptEnvironments
 from rewards.environments.describe import check_rewarded, check_rows, describe_environments
 from rewards.environments.environments import WorkerEnvironments
 from rewards.trial.first_call import ANSWER
+from rollouts.episodes.ticket import check_episodes
 from rollouts.errors import RunError, UserError
+from rollouts.prompts import PromptEncoder
 from rollouts.types import Episode, Prompt
 
 TRIED = "tried"
@@ -18,15 +20,19 @@ TRIED = "tried"
 
 
 def check_environments(
-    config: CampaignConfig, known: Iterable[RoundConfig], prompts: Mapping[str, Sequence[Prompt]]
+    config: CampaignConfig,
+    known: Iterable[RoundConfig],
+    prompts: Mapping[str, Sequence[Prompt]],
+    encoder: PromptEncoder,
 ) -> None:
-    """Load the tools and environments of rounds in workers, and hold every row against them.
+    """Load the tools and environments of rounds in workers; hold rows and chat template against them.
 
     Args:
         known: rounds whose prompts are there.
 
     Raises:
-        UserError: code, a docstring, a type, a row or a reward is missing or wrong.
+        UserError: code, a docstring, a type, a row or a reward is missing or wrong, or the model's template
+            renders no calls.
     """
     names = {spec.name for spec in known}
     for index, spec in enumerate(config.rounds):
@@ -39,7 +45,11 @@ def check_environments(
         if spec.turn_rewards:
             check_rewarded(plan, described, turns=True)
         if spec.name in names:
-            check_rows(plan, described, prompts.get(spec.name, ()))
+            pool = prompts.get(spec.name, ())
+            check_rows(plan, described, pool)
+            first = {plan.name_for(prompt): prompt for prompt in reversed(pool)}
+            environments = WorkerEnvironments(plan, spec.episode.rules())
+            check_episodes(environments, list(first.values()), encoder, plan.where)
 
 
 def try_environment(spec: RoundConfig, where: str, prompt: Prompt) -> Episode:

@@ -169,7 +169,9 @@ class AnswerSuite(PromptSuite):
 
         if self.sampling is not None:
             max_tokens = self.sampling.max_tokens
-            check_lengths(self.pool, encoder, max_tokens, max_model_len, f"suite {self.name!r}")
+            acting = None if self.acting is None else self.acting.environments
+            where = f"suite {self.name!r}"
+            check_lengths(self.pool, encoder, max_tokens, max_model_len, where, acting)
 
     def measure(
         self, engine: RolloutEngine, encoder: PromptEncoder, snapshot: SnapshotId, seed: int
@@ -218,6 +220,7 @@ class AnswerSuite(PromptSuite):
             seed=seed,
             policy=snapshot,
             positions=self.positions,
+            environments=None if self.acting is None else self.acting.environments,
         )
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:

@@ -12,6 +12,7 @@ from align.round.episodes.environments import check_environments, open_environme
 from rollouts.episodes.environment import ToolCall
 from rollouts.errors import UserError
 from rollouts.types import Prompt
+from tests.unit.acting import encoder
 from tests.unit.described import WORLDS, describe_here
 
 ROUND: dict[str, Any] = {"prompts": "p.jsonl", "steps": 1}
@@ -60,9 +61,9 @@ def test_rounds_are_checked_with_their_rows(
     described(monkeypatch, config)
     prompts = {"act": [asks("act", **row)]}
     if says is None:
-        return check_environments(config, config.rounds, prompts)
+        return check_environments(config, config.rounds, prompts, encoder())
     with pytest.raises(UserError, match=says):
-        check_environments(config, config.rounds, prompts)
+        check_environments(config, config.rounds, prompts, encoder())
 
 
 def test_every_prompt_acts_in_the_environment_of_its_round(
