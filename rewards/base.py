@@ -88,7 +88,7 @@ def shown_environment(sample: Sample) -> EndedEnvironment | None:
     episode = sample.completion.episode
     if episode is None:
         return None
-    return EndedEnvironment(episode.environment, episode.state, episode.reward)
+    return EndedEnvironment(episode.environment, episode.state, episode.reward, episode)
 
 
 def completion_text(completion: ShownCompletion) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards.environments.adapters.base import AdaptedEnvironment
+from rollouts.types import Episode
 from rollouts.values import Unholdable, from_json, normalised, to_json
 
 LARGEST_STATE = 65_536
@@ -74,9 +75,20 @@ class EndedEnvironment:
     ``get_reward()`` returns what the environment's own returned, None where it has none.
     """
 
-    def __init__(self, name: str, state: Mapping[str, Any], reward: float | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        state: Mapping[str, Any],
+        reward: float | None,
+        episode: Episode | None = None,
+    ) -> None:
+        """Take over the state.
+
+        Args:
+            episode: what acting in it was like, see `episode_of`.
+        """
         self.__dict__.update({key: from_json(value) for key, value in state.items()})
-        self._name, self._reward = name, reward
+        self._name, self._reward, self._episode = name, reward, episode
 
     def get_reward(self) -> float | None:
         """Return the reward that the environment gave the episode."""
@@ -92,6 +104,11 @@ class EndedEnvironment:
     def __repr__(self) -> str:
         shown = {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
         return f"EndedEnvironment({self._name!r}, {shown!r}, reward={self._reward!r})"
+
+
+def episode_of(ended: EndedEnvironment | None) -> Episode | None:
+    """Return the episode that ended in an environment; None where the policy did not act."""
+    return None if ended is None else ended._episode
 
 
 def finite(value: float | None) -> bool:

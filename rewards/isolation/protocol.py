@@ -161,19 +161,22 @@ def pack_episode(episode: Episode, takes: Parameters) -> dict[str, Any]:
     if takes.take("environments"):
         ended = {"name": episode.environment, "state": episode.state, "reward": episode.reward}
         packed["environment"] = ended
+        counts = ("turns", "calls", "failed_calls", "end", "turn_rewards")
+        packed["counts"] = {name: getattr(episode, name) for name in counts}
     return packed
 
 
 def unpack_episode(body: Mapping[str, Any]) -> Episode:
     """Restore what `pack_episode` packed."""
-    ended = body["environment"]
+    ended, counts = body["environment"], body.get("counts", {})
     return Episode(
         observed=(),
         messages=tuple(body["messages"]),
-        turns=0,
-        calls=0,
-        failed_calls=0,
-        end="answer",
+        turns=counts.get("turns", 0),
+        calls=counts.get("calls", 0),
+        failed_calls=counts.get("failed_calls", 0),
+        end=counts.get("end", "answer"),
+        turn_rewards=tuple(counts.get("turn_rewards", ())),
         reward=ended.get("reward"),
         state=ended.get("state", {}),
         environment=ended.get("name", ""),

@@ -51,6 +51,11 @@ def check_episode(spec: RoundConfig, defaults: RoundSettings, where: str) -> Non
                 f"{where}.{key}: {spec.algorithm.name} samples nothing, so no tool is called; remove it, "
                 "or choose an algorithm that learns from rollouts"
             )
+    if spec.turn_rewards and not defaults.turn_rewards:
+        try:
+            spec.algorithm.by_turn()
+        except ValueError as error:
+            raise ValueError(f"{where}.{error}") from error
     if spec.changed("episode") and not spec.acts and spec.episode != defaults.episode:
         raise ValueError(
             f"{where}.episode: it is set, and the round has neither tools nor an environment; add one of "

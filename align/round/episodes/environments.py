@@ -107,3 +107,11 @@ def open_environments(
 def acts(spec: RoundConfig) -> bool:
     """Tell if a round samples episodes."""
     return spec.acts and spec.algorithm.material == "rollouts" and spec.algorithm.learns_here
+
+
+def longest_completion(spec: RoundConfig) -> int:
+    """Return the most tokens that the policy of a round samples in one completion."""
+    if not acts(spec):
+        return spec.sampling.max_tokens
+    most = spec.episode.turns * spec.sampling.max_tokens
+    return most if spec.episode.tokens is None else min(most, spec.episode.tokens)

@@ -56,7 +56,12 @@ def acting_of(
     if {reward.name for reward in metric} == {ENVIRONMENT_REWARD}:
         check_rewarded(plan, environments.described, turns=False)
     check_rows(plan, environments.described, prompts)
-    content = {
+    return SuiteActing(environments=environments, content=acting_content(settings))
+
+
+def acting_content(settings: ActingSettings) -> dict[str, Any]:
+    """Return all that decides how a policy acts: tools and environments with their code, and limits."""
+    return {
         "tools": [[stated(name), code_digest(name)] for name in settings.tools],
         "environments": {
             name: [stated(target), code_digest(target)]
@@ -64,7 +69,6 @@ def acting_of(
         },
         "episode": settings.episode.model_dump(mode="json", include=DECIDING),
     }
-    return SuiteActing(environments=environments, content=content)
 
 
 def code_digest(name: str) -> str | None:
