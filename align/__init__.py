@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from align.api.stored import StoredCampaign, open_store
     from align.config.campaign import CampaignConfig, ReplayConfig, RoundConfig, RoundSettings
     from align.config.data import ExamplesConfig, PromptsConfig
+    from align.config.episodes.settings import EpisodeConfig
     from align.config.gate import GateConfig, RoundSuiteConfig, SuiteConfig
     from align.config.learning import OptimizerConfig, SamplingConfig
     from align.config.policy import EngineConfig, LoraConfig, PolicyConfig
@@ -38,6 +39,7 @@ _MODULES = {
     "align.api.stored": ("StoredCampaign", "open_store"),
     "align.config.campaign": ("CampaignConfig", "ReplayConfig", "RoundConfig", "RoundSettings"),
     "align.config.data": ("ExamplesConfig", "PromptsConfig"),
+    "align.config.episodes.settings": ("EpisodeConfig",),
     "align.config.gate": ("GateConfig", "RoundSuiteConfig", "SuiteConfig"),
     "align.config.learning": ("OptimizerConfig", "SamplingConfig"),
     "align.config.policy": ("EngineConfig", "LoraConfig", "PolicyConfig"),
@@ -57,6 +59,7 @@ __all__ = [
     "CampaignConfig",
     "EWCConfig",
     "EngineConfig",
+    "EpisodeConfig",
     "Event",
     "ExamplesConfig",
     "GateConfig",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -158,12 +159,17 @@ def is_relative(text: str) -> bool:
     return bool(text) and "://" not in text and not text.startswith(("/", "~")) and len(text) < 1024
 
 
-def _as_function(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> str:
+def _as_function(
+    value: Any,
+    validate: ValidatorFunctionWrapHandler,
+    info: ValidationInfo,
+    noun: str = "reward",
+) -> str:
     """Return ``file.py:function`` with the file's path, the name of an object; other names as they are."""
     if isinstance(value, GivenName):
         return value
     if callable(value):
-        return GivenName.of(value)
+        return GivenName.of(value, noun)
     text: str = validate(value)
     file, colon, function = text.rpartition(":")
     if not (isinstance(info.context, Places) and colon and file.endswith(".py")):
@@ -206,6 +212,13 @@ InputPath = Annotated[
 """A file or folder that the campaign reads, an address such as ``demo://rev``, or a hub's id."""
 FunctionPath = Annotated[str, WrapValidator(_as_function), _AS_STATED]
 """A registered name, ``package.module:function`` or ``file.py:function``; in Python also an object."""
+ToolPath = Annotated[str, WrapValidator(partial(_as_function, noun="tool")), _AS_STATED]
+"""``package.module:function`` or ``file.py:function`` of a tool; in Python also the function."""
+EnvironmentPath = Annotated[
+    str, WrapValidator(partial(_as_function, noun="environment")), _AS_STATED
+]
+"""``package.module:Class``, ``file.py:Class`` or ``scheme://NAME`` of an environment; in Python also the
+class."""
 TeacherPath = Annotated[
     str,
     Field(pattern=r"^(parent|base|round:.+|model:.+)$"),

@@ -29,6 +29,7 @@ from launch.commands.reward import reward_app
 from launch.commands.rollouts import rollouts_app
 from launch.commands.rounds import rounds_app
 from launch.commands.schedule import schedule_app, waiting_lines
+from launch.environments.commands import env_app
 from launch.feedback.commands import feedback_app
 from launch.kubernetes.commands import kubernetes_app
 from launch.serving.commands import add_commands as add_serve_commands
@@ -51,6 +52,7 @@ demo_app = typer.Typer(
 app.add_typer(campaign_app, name="campaign")
 app.add_typer(config_app, name="config")
 app.add_typer(demo_app, name="demo")
+app.add_typer(env_app, name="env")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(gate_app, name="gate")
 app.add_typer(rounds_app, name="rounds")

@@ -5,10 +5,11 @@
 
 Sync or async. It is called once per batch, by keyword, with what it names (all of it when it takes
 ``**kwargs``): ``prompts``, ``completions``, ``completion_ids``, every dataset column as a list,
-``trainer_state``, ``log_extra``, ``log_metric`` and its own options. A batch is whole groups of a step,
-not always all of them: they are scored as they come. A chat prompt comes as a list
-of messages and its completion as ``[{"role": "assistant", "content": ...}]``; a text prompt and its
-completion as strings. None abstains. Functions written for TRL's GRPOTrainer work unchanged
+``environments`` where the policy acted, ``trainer_state``, ``log_extra``, ``log_metric`` and its own
+options. A batch is whole groups of a step, not always all of them: they are scored as they come. A chat
+prompt comes as a list of messages and its completion as ``[{"role": "assistant", "content": ...}]``, with
+calls and their results where the policy acted; a text prompt and its completion as strings. None abstains.
+Functions written for TRL's GRPOTrainer work unchanged
 (https://huggingface.co/docs/trl/grpo_trainer, "Using a custom reward function").
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rewards.environments.state import EndedEnvironment
 from rewards.library.gating import Gate
 from rewards.normalise import Bounds, Normalise
 from rewards.signatures.parameters import Parameters, parameters
@@ -26,8 +28,9 @@ from rollouts.types import Completion, Prompt
 RewardFunction = Callable[..., Any]
 """``f(prompts, completions, completion_ids, **columns) -> list[float | None]``, sync or async."""
 
-ShownCompletion = str | Sequence[Mapping[str, str]]
-"""A completion as a reward sees it: text, or one assistant message in a list."""
+ShownCompletion = str | Sequence[Mapping[str, Any]]
+"""A completion as a reward sees it: text, or one assistant message in a list; the messages of all turns
+where the policy acted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,13 +73,27 @@ def shown_prompt(prompt: Prompt) -> str | list[dict[str, str]]:
     return [dict(message) for message in prompt.messages]
 
 
-def shown_completion(sample: Sample) -> str | list[dict[str, str]]:
+def shown_completion(sample: Sample) -> str | list[dict[str, Any]]:
     """Return the completion as a reward sees it: in the form of its prompt."""
+    completion = sample.completion
     if sample.prompt.messages is None:
-        return sample.completion.text
-    return [{"role": "assistant", "content": sample.completion.text}]
+        return completion.text
+    if completion.episode is not None:
+        return [dict(message) for message in completion.episode.messages]
+    return [{"role": "assistant", "content": completion.text}]
+
+
+def shown_environment(sample: Sample) -> EndedEnvironment | None:
+    """Return the environment of a completion as a reward sees it; None where the policy did not act."""
+    episode = sample.completion.episode
+    if episode is None:
+        return None
+    return EndedEnvironment(episode.environment, episode.state, episode.reward, episode)
 
 
 def completion_text(completion: ShownCompletion) -> str:
-    """Return the text of a completion in either form."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+    """Return the text of a completion in either form: that of the last assistant turn."""
+    if isinstance(completion, str):
+        return completion
+    spoken = [message for message in completion if message.get("role", "assistant") == "assistant"]
+    return str((spoken or completion)[-1].get("content") or "")

@@ -1,4 +1,4 @@
-"""Import of rewards by ``pkg.mod:name`` and ``file.py:name``, the latter relative to the current folder."""
+"""Import by ``pkg.mod:name`` and ``file.py:name``, the latter relative to the current folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from rollouts.errors import UserError, nearest
 
 
 def import_reward(name: str, where: str | None) -> Any:
+    """Return the reward behind ``pkg.mod:name`` or ``file.py:name``; see `import_target`."""
+    return import_target(name, where, "reward", "function")
+
+
+def import_target(name: str, where: str | None, noun: str, kind: str) -> Any:
     """Return the object behind ``pkg.mod:name`` or ``file.py:name``.
+
+    Args:
+        noun: word of messages for what the name stands for, such as ``reward``.
+        kind: ``function`` or ``class``.
 
     Raises:
         UserError: its code raised, or there is nothing callable of that name.
@@ -26,23 +35,23 @@ def import_reward(name: str, where: str | None) -> Any:
             module = _file_module(Path(origin)) if is_file else importlib.import_module(origin)
     except (Exception, SystemExit) as error:  # the user's own module code runs here
         raise UserError(
-            f"reward {name!r}: cannot import {origin!r}",
+            f"{noun} {name!r}: cannot import {origin!r}",
             where=where,
             cause=f"{type(error).__name__}: {error}",
-            remedy="write pkg.mod:function, or file.py:function with the path from the campaign file's "
+            remedy=f"write pkg.mod:{kind}, or file.py:{kind} with the path from the campaign file's "
             "folder (on a command line: from the current folder)",
         ) from error
     target: Any = getattr(module, attribute, None)
     if target is None:
         public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         raise UserError(
-            f"reward {name!r}: no {attribute!r} in it",
+            f"{noun} {name!r}: no {attribute!r} in it",
             where=where,
-            remedy=nearest(attribute, public) if public else "define the function there",
+            remedy=nearest(attribute, public) if public else f"define the {kind} there",
         )
     if not callable(target):
         raise UserError(
-            f"reward {name!r} is of type {type(target).__name__}, not a function",
+            f"{noun} {name!r} is of type {type(target).__name__}, not a {kind}",
             where=where,
             remedy="name a function, a class, or an instance that can be called",
         )

@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from rewards.base import RewardFunction, RewardPart
+from rewards.environments.reward import calls, environment, failed_calls, success, turns
 from rewards.imports import import_reward
 from rewards.isolation.facts import ask_facts
 from rewards.isolation.levels import LEVELS, Level
@@ -122,6 +123,11 @@ REWARDS: dict[str, RewardSpec] = {
     "preference_model": RewardSpec(preference_model.preference_model, asks_a_model=True),
     "llm_judge": RewardSpec(LLMJudge, asks_a_model=True),
     "pairwise_judge": RewardSpec(PairwiseJudge, asks_a_model=True),
+    "environment": RewardSpec(environment),
+    "success": RewardSpec(success, range=UNIT),
+    "turns": RewardSpec(turns),
+    "calls": RewardSpec(calls),
+    "failed_calls": RewardSpec(failed_calls),
     "agreement": RewardSpec(agreement.Agreement, members=agreement.members_of),
 }
 

@@ -29,6 +29,12 @@ from pydantic import (
 from align.algorithms import ALGORITHMS, GRPO, Algorithm, algorithm_from, spelt_out
 from align.algorithms.importance import ImportanceConfig
 from align.config.data import ExamplesConfig, Prompts, PromptsConfig, sourced
+from align.config.episodes.rules import (
+    check_acting,
+    check_episode,
+    with_environment_reward,
+)
+from align.config.episodes.settings import ActingSettings, without_acting
 from align.config.gate import AnswerSampling, GateConfig, RoundSuiteConfig, SuiteConfig
 from align.config.learning import OptimizerConfig, SamplingConfig, listed
 from align.config.mergers import merger_from
@@ -62,7 +68,7 @@ from align.config.rules import (
 from align.config.schedule import RememberConfig, ScheduleSettings, check_schedules
 from align.config.store import ReferencesConfig, StoreSettings
 from align.config.watch import HackingConfig, as_stored
-from align.settings import Name, Places, Settings, without_unset
+from align.settings import Name, Places, without_unset
 from rollouts.errors import closest
 
 __all__ = [
@@ -101,7 +107,7 @@ NO_ANCHORS = (
 Examples = Annotated[ExamplesConfig, BeforeValidator(sourced)]
 
 
-class RoundSettings(Settings):
+class RoundSettings(ActingSettings):
     """Settings that ``defaults`` may state for all rounds and each round for itself."""
 
     algorithm: Annotated[
@@ -217,7 +223,8 @@ class RoundConfig(RoundSettings, ScheduleSettings):
     @model_serializer(mode="wrap")
     def _without_overrides(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out settings that older stores do not have, unless they are set."""
-        return without_unset(dump(self), ("overrides", "system", "index"))
+        values = without_unset(dump(self), ("overrides", "system", "index"))
+        return without_acting(self, values)
 
     def replaces(self, earlier: str) -> bool:
         """Tell if what this round contradicts of an earlier round is retired."""
@@ -252,6 +259,12 @@ class RoundConfig(RoundSettings, ScheduleSettings):
             target = str(reward.options.get("model"))
             if target.startswith("round:"):
                 yield "rewards", "reward_model", target.removeprefix("round:")
+
+    @model_validator(mode="after")
+    def _score_environment(self) -> Self:
+        """Add the reward of the environment, as TRL does."""
+        self.__dict__["rewards"] = with_environment_reward(self)
+        return self
 
     @model_validator(mode="after")
     def _limit_override(self) -> Self:
@@ -330,6 +343,7 @@ class RoundConfig(RoundSettings, ScheduleSettings):
             raise ValueError(
                 f"replay.rewards learns from rewards and {algorithm.name} does not; set it to false"
             )
+        check_acting(self)
         by_part = getattr(algorithm, "by_part", False)
         check_rewards(self.rewards, self.sampling.group_size, by_part=by_part)
         check_anchors(self)
@@ -411,6 +425,7 @@ class CampaignConfig(StoreSettings):
         for index, spec in enumerate(self.rounds):
             spec.algorithm.check(spec.sampling.group_size, f"rounds.{index}")
             check_used(spec, self.defaults, f"rounds.{index}")
+            check_episode(spec, self.defaults, f"rounds.{index}")
             check_replay(spec, self.defaults, f"rounds.{index}")
             check_draw(self.rounds, index, self.defaults)
             check_rehearsal(self.rounds, index, self.defaults)

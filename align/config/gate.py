@@ -16,6 +16,8 @@ from pydantic import (
 )
 
 from align.config.data import Prompts, PromptsConfig, sourced
+from align.config.episodes.rules import check_acting_suite, with_environment_metric
+from align.config.episodes.settings import ActingSettings, without_acting
 from align.config.learning import StopTexts
 from align.config.rewards import Reward, RewardConfig
 from align.settings import InputPath, Name, Settings, without_unset
@@ -233,7 +235,7 @@ SOURCES = ("prompts", "text", "harness", "calibration")
 """Settings of which a suite has exactly one, and which names its kind."""
 
 
-class SuiteConfig(SuiteDemands):
+class SuiteConfig(SuiteDemands, ActingSettings):
     """A capability that every candidate is measured on; one of `SOURCES` says by what kind of suite."""
 
     name: Name
@@ -303,6 +305,19 @@ class SuiteConfig(SuiteDemands):
             return "corpus"
         names = ("against", *SOURCES)
         return next(name for name in names if getattr(self, name) is not None)
+
+    @model_serializer(mode="wrap")
+    def _without_younger(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out settings that older stores do not have, unless they are set."""
+        values = without_unset(dump(self), ("system", "chat_template_kwargs"))
+        return without_acting(self, values)
+
+    @model_validator(mode="after")
+    def _score_environment(self) -> Self:
+        """Measure by the reward of the environment where no metric is named."""
+        check_acting_suite(self)
+        self.__dict__["metric"] = with_environment_metric(self)
+        return self
 
     @model_validator(mode="after")
     def _kind(self) -> Self:

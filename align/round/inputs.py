@@ -21,6 +21,7 @@ from align.gate.suites.suites import Suite, build_suites
 from align.learner.folder.checks import check_base
 from align.learner.folder.source import check_unchanged
 from align.round.companion_models import check_round_models
+from align.round.episodes.environments import check_environments, open_environments
 from align.store.stored_base import StoredBase, stored_base
 from rewards.rubric import Rubric, build_rubric
 from rollouts.chat.probe import check_conversations, check_system, probe_turns
@@ -138,12 +139,13 @@ def load_inputs(
         trained_on={} if base is None else base.trained_on,
     ).load(known)
     prompts, general = data.prompts, data.general
+    check_environments(config, known, prompts, encoder)
     for name, rubric in rubrics:
         rubric.check_columns(prompts.get(name, ()), f"round {name}")
     for spec in known:
         if spec.algorithm.makes == "policy":  # A reward model samples nothing.
             pools = (prompts.get(spec.name, ()), general.get(spec.name, []))
-            _check_fit(spec, pools, encoder, context)
+            _check_fit(config, spec, pools, encoder, context)
     suites = build_suites(
         config.model_copy(update={"rounds": tuple(known)}),
         SCHEMES,
@@ -260,13 +262,20 @@ def _awaited(config: CampaignConfig, inbox_rows: Mapping[str, Sequence[FileRow]]
 
 
 def _check_fit(
-    spec: RoundConfig, pools: Sequence[Sequence[Prompt]], encoder: PromptEncoder, context: int
+    config: CampaignConfig,
+    spec: RoundConfig,
+    pools: Sequence[Sequence[Prompt]],
+    encoder: PromptEncoder,
+    context: int,
 ) -> None:
     """Check that every prompt, and what a teacher reads instead, leaves room for a completion."""
+    environments = open_environments(config, {spec.name}, context)
     check_system(pools[0], spec.system, f"round {spec.name!r}")
     for pool in pools:
         check_conversations(encoder, pool, f"round {spec.name!r}")
-        check_lengths(pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}")
+        check_lengths(
+            pool, encoder, spec.sampling.max_tokens, context, f"round {spec.name!r}", environments
+        )
     where = f"rounds.{spec.name}.algorithm.teacher"
     shown = map(spec.algorithm.teacher_prompt, pools[0])
     teacher = [prompt for prompt in shown if prompt is not None]

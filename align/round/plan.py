@@ -15,6 +15,7 @@ from align.data.scorer import Scorer
 from align.gate.verdict import Verdict
 from align.learner.references import References
 from align.store.repairs import MergeOrigin, Origin, RepairStep
+from rewards.environments.by_round import PromptEnvironments
 from rollouts.types import Sampling, SnapshotId, WeightVersion
 
 
@@ -46,6 +47,9 @@ class RoundPlan:
     """Documents that the candidate reads, the round's change included; None: it reads none."""
     documents_change: ChangeCounts | None = None
     """Numbers of documents that the round touches; None if it leaves the index as it is."""
+    environments: PromptEnvironments | None = None
+    """Environments that completions act in, of this round and of those whose prompts are replayed; None:
+    every completion is one turn."""
     repair_prompts: ReplayBuffer | None = None
     """Prompts that repairs may ask for, of all rounds that the gate looks at; None: of what is replayed."""
 
@@ -84,6 +88,11 @@ class RoundPlan:
             temperature=settings.temperature,
             stop_texts=settings.stop,
         )
+
+    @property
+    def environment_metrics(self) -> Mapping[str, float]:
+        """Counts of what environments have answered since the round began; empty without them."""
+        return {} if self.environments is None else self.environments.metrics
 
     def version(self, step: int) -> WeightVersion:
         """Name the weights after ``step`` learner steps."""

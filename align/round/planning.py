@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+from align.algorithms import Algorithm
 from align.config.campaign import RewardConfig, RoundConfig
 from align.data.examples.clashes import prompt_name
 from align.data.mixture import Mixture
@@ -13,6 +14,7 @@ from align.data.replay.buffer import ReplayBuffer
 from align.data.retirement import Retired, retired_of
 from align.data.scorer import Scorer
 from align.learner.references import References
+from align.round.episodes.environments import longest_completion, open_environments
 from align.round.plan import RoundPlan
 from align.round.records.artifacts import earlier_artifacts, first_lines
 from align.round.records.documents import index_lines, new_examples, next_documents
@@ -47,7 +49,8 @@ def begun_round(index: int, spec: RoundConfig, session: Session) -> Iterator[Rou
         note(f"{spec.name}: {lookback.sentence}")
     for line in (*first_lines(spec, plan.artifacts), *index_lines(plan, session)):
         note(line)
-    for line in plan.scorer.isolation_lines():
+    acting = [] if plan.environments is None else plan.environments.isolation_lines()
+    for line in (*plan.scorer.isolation_lines(), *acting):
         note(f"{spec.name}: {line}")
     try:
         yield plan
@@ -58,6 +61,8 @@ def begun_round(index: int, spec: RoundConfig, session: Session) -> Iterator[Rou
         session.training = None
         session.keep_times(index, spec.name, attempt)
         plan.scorer.close()
+        if plan.environments is not None:
+            plan.environments.shutdown()
     session.store.forget_checkpoints(index, spec.name)
 
 
@@ -88,7 +93,7 @@ def plan_round(
     general = inputs.general.get(spec.name)
     documents, change = next_documents(spec, parent, session)
     earlier = [(rounds[name], accepted[name]) for name in needed if name in replayed]
-    spec = spec.model_copy(update={"algorithm": spec.algorithm.for_round(spec.sampling.max_tokens)})
+    spec = spec.model_copy(update={"algorithm": fitted_algorithm(spec)})
     barred = barred_prompts(later, retired_parts)
     past = replayed_prompts(spec, parent, repair_prompts, replayed, barred, session)
     return RoundPlan(
@@ -119,7 +124,15 @@ def plan_round(
         documents=documents,
         documents_change=change,
         repair_prompts=repair_prompts if len(repair_prompts) else None,
+        environments=open_environments(session.config, {*needed, spec.name}, inputs.context),
     )
+
+
+def fitted_algorithm(spec: RoundConfig) -> Algorithm:
+    """Return a round's algorithm for completions of the round's length, and for rewards of their turns."""
+    algorithm = spec.algorithm.for_round(longest_completion(spec))
+    learns_turns = spec.turn_rewards and algorithm.credits_turns
+    return algorithm.by_turn() if learns_turns else algorithm
 
 
 def replayed_prompts(

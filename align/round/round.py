@@ -118,6 +118,7 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
             )
             metrics |= heldout_texts(session.learner, session.inputs.held_texts.get(spec.name, ()))
         metrics |= {**step.metrics, **sync_metrics, **plan.scorer.metrics}
+        metrics |= plan.environment_metrics
         metrics |= plan.mixture.replayed_counts(step.scored)
         session.log(plan, index, watch.observe(index, step.scored, metrics))
     return watch.finish()

@@ -204,6 +204,7 @@ class StepSampler:
             self.plan.sampling,
             seed=self.plan.seed + step + turn * self.plan.spec.steps,
             policy=self.plan.version(engine_step),
+            environments=self.plan.environments,
         )
         return PendingStep(draw=draw, pending=pending, engine_step=engine_step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,9 @@ def rollouts_show(
     records = load_records(path)
     samples = ordered(records, by, worst=worst)[:top]
     if as_json:
+        for sample in samples:
+            if sample.get("episode"):
+                sample["episode"] = json.loads(sample["episode"])
         heading = {"round": round_name, "repair": repair or None, "repairs": others}
         print_json({**heading, "step": number, "samples": samples})
         return

@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rewards.call import FailureKind, PartFailure
 from rewards.isolation.protocol import (
@@ -64,6 +64,8 @@ class Plan:
     visible: tuple[str, ...] = ()
     describe: bool = False
     """True: the worker only says what the reward is, and ends."""
+    serves: Literal["reward", "environments"] = "reward"
+    """Service of the worker, see `rewards.isolation.worker.SERVICES`."""
 
 
 class WorkerEnded(Exception):
@@ -117,7 +119,7 @@ class Worker:
 
     def _hello(self, plan: Plan) -> dict[str, Any]:
         until = time.monotonic() + START_S
-        words = ("reward", "options", "where", "folder", "sample_deadline_s", "describe")
+        words = ("reward", "options", "where", "folder", "sample_deadline_s", "describe", "serves")
         message = {word: getattr(plan, word) for word in words}
         try:
             self._channel.settimeout(START_S)
@@ -189,6 +191,14 @@ class Worker:
         trace = "\n".join([reason, *printed])
         kind: FailureKind = "killed" if number == signal.SIGKILL else "crash"
         return PartFailure(reason=reason, trace=trace, kind=kind)
+
+    def hand_over(self, command: bytes, descriptor: int | None = None) -> None:
+        """Send a worker of environments a command, with a file descriptor that it gets a copy of.
+
+        Raises:
+            OSError: it has ended.
+        """
+        socket.send_fds(self._channel, [command], [] if descriptor is None else [descriptor])
 
     def interrupt(self) -> None:
         """Wake the thread that waits for an answer; called from another thread."""

@@ -18,7 +18,7 @@ from typing import Any
 from rewards.base import Sample
 from rewards.call import FAILURE_KINDS, PartFailure, PartOutcome
 from rewards.signatures.parameters import Parameters
-from rollouts.types import Completion, Prompt
+from rollouts.types import Completion, Episode, Prompt
 from rollouts.values import Unholdable, from_json, normalised, to_json
 
 LARGEST_FRAME = 2**28
@@ -128,12 +128,14 @@ def pack_sample(sample: Sample, takes: Parameters, columns: Sequence[str]) -> st
         body["messages"] = [dict(message) for message in prompt.messages] if shown else []
     if takes.take("completion_ids"):
         body["ids"] = list(completion.token_ids)
+    if completion.episode is not None:
+        body["episode"] = pack_episode(completion.episode, takes)
     return _encode(body)
 
 
 def unpack_sample(body: Mapping[str, Any]) -> Sample:
     """Restore a sample from what `pack_sample` made."""
-    messages = body.get("messages")
+    messages, episode = body.get("messages"), body.get("episode")
     return Sample(
         prompt=Prompt(
             id="",
@@ -146,7 +148,38 @@ def unpack_sample(body: Mapping[str, Any]) -> Sample:
             logprobs_T=(),
             text=body["completion"],
             finish_reason="stop",
+            episode=None if episode is None else unpack_episode(episode),
         ),
+    )
+
+
+def pack_episode(episode: Episode, takes: Parameters) -> dict[str, Any]:
+    """Pack the parts of an episode that a reward takes: its messages, and its environment's end."""
+    packed: dict[str, Any] = {"messages": [], "environment": {}}
+    if takes.take("completions"):
+        packed["messages"] = [dict(message) for message in episode.messages]
+    if takes.take("environments"):
+        ended = {"name": episode.environment, "state": episode.state, "reward": episode.reward}
+        packed["environment"] = ended
+        counts = ("turns", "calls", "failed_calls", "end", "turn_rewards")
+        packed["counts"] = {name: getattr(episode, name) for name in counts}
+    return packed
+
+
+def unpack_episode(body: Mapping[str, Any]) -> Episode:
+    """Restore what `pack_episode` packed."""
+    ended, counts = body["environment"], body.get("counts", {})
+    return Episode(
+        observed=(),
+        messages=tuple(body["messages"]),
+        turns=counts.get("turns", 0),
+        calls=counts.get("calls", 0),
+        failed_calls=counts.get("failed_calls", 0),
+        end=counts.get("end", "answer"),
+        turn_rewards=tuple(counts.get("turn_rewards", ())),
+        reward=ended.get("reward"),
+        state=ended.get("state", {}),
+        environment=ended.get("name", ""),
     )
 
 

@@ -1,4 +1,4 @@
-"""Inside a worker: load one reward, then answer requests until the owner is gone."""
+"""Inside a worker: load what a plan names, then answer requests until the owner is gone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,34 +24,45 @@ from rewards.isolation.protocol import (
 )
 from rollouts.errors import KeelError
 
+SERVICES = {
+    "reward": "rewards.isolation.worker:serve_reward",
+    "environments": "rewards.environments.worker:serve_environments",
+}
+"""Services of a worker by the word in its plan; each is called with the channel and the plan."""
+
 
 def serve(descriptor: int) -> None:
-    """Say what the reward takes, then answer one request after the other."""
+    """Do what the plan says, until the owner is gone. A `KeelError` before that is sent to the owner."""
     channel = socket.socket(fileno=descriptor)
     with contextlib.suppress(EOFError, BrokenPipeError):
         plan = receive(channel)
         os.chdir(plan["folder"])
+        module, _, name = SERVICES[plan["serves"]].partition(":")
         try:
-            if plan["describe"]:
-                from rewards.registry import facts_here
-
-                facts = facts_here(plan["reward"], plan["options"], plan["where"])
-                send_message(channel, {"ready": facts})
-                return
-            answering = Answering(plan)
+            getattr(import_module(module), name)(channel, plan)
         except KeelError as error:
             send_message(channel, {"error": pack_error(error)})
-            return
-        os.chdir(plan["scratch"])
-        send_message(channel, {"ready": answering.about()})
-        while True:
-            request = receive(channel)
-            try:
-                for answer in answering.answers(request):
-                    send_message(channel, pack_answer(request["id"], answer))
-            except KeelError as error:
-                send_message(channel, {"error": pack_error(error)})
-            sys.stdout.flush()
+
+
+def serve_reward(channel: socket.socket, plan: Mapping[str, Any]) -> None:
+    """Say what the reward takes, then answer one request after the other."""
+    if plan["describe"]:
+        from rewards.registry import facts_here
+
+        facts = facts_here(plan["reward"], plan["options"], plan["where"])
+        send_message(channel, {"ready": facts})
+        return
+    answering = Answering(plan)
+    os.chdir(plan["scratch"])
+    send_message(channel, {"ready": answering.about()})
+    while True:
+        request = receive(channel)
+        try:
+            for answer in answering.answers(request):
+                send_message(channel, pack_answer(request["id"], answer))
+        except KeelError as error:
+            send_message(channel, {"error": pack_error(error)})
+        sys.stdout.flush()
 
 
 class Answering:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CONTEXT = ("trainer_state", "log_extra", "log_metric")
-RESERVED = ("prompts", "completions", "completion_ids", *CONTEXT)
+RESERVED = ("prompts", "completions", "completion_ids", "environments", *CONTEXT)
 """Names the rubric fills in. A dataset column or an option of such a name would hide them."""
 
 

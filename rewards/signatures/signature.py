@@ -10,7 +10,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewards.base import RewardFunction, RewardPart, Sample, shown_completion, shown_prompt
+from rewards.base import (
+    RewardFunction,
+    RewardPart,
+    Sample,
+    shown_completion,
+    shown_environment,
+    shown_prompt,
+)
 from rewards.signatures.parameters import RESERVED, parameters
 from rollouts.errors import UserError, nearest
 
@@ -35,6 +42,9 @@ def arguments(
         "completion_ids": [list(sample.completion.token_ids) for sample in samples_B],
         **context,
     }
+    environments = [shown_environment(sample) for sample in samples_B]
+    if any(environments) or "environments" in part.takes.names:
+        offered["environments"] = environments
     columns = dict.fromkeys(name for sample in samples_B for name in sample.prompt.columns)
     for name in columns:
         if name not in RESERVED:

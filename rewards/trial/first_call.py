@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from rewards.base import RewardPart, Sample
 from rewards.call import PartFailure
@@ -11,7 +12,7 @@ from rewards.isolation.reward import IsolatedReward
 from rewards.patience import saying
 from rewards.pending import LoopThread, PartCalls
 from rollouts.errors import UserError
-from rollouts.types import Completion, Prompt
+from rollouts.types import Completion, Episode, Prompt
 
 ANSWER = Completion(token_ids=(), logprobs_T=(), text="An answer.", finish_reason="stop")
 """Answer that every reward must score or abstain from."""
@@ -22,13 +23,19 @@ TRACE_LINES = 3
 
 
 def call_once(
-    part: RewardPart, name: str, prompt: Prompt, where: str, say: Callable[[str], None]
+    part: RewardPart,
+    name: str,
+    prompt: Prompt,
+    where: str,
+    say: Callable[[str], None],
+    episode: Episode | None = None,
 ) -> None:
     """Ask a part about one answer to a prompt, under its own isolation.
 
     Args:
         name: of the reward, as the campaign file has it; ``where``: its place there.
         say: told while the reward is waited for.
+        episode: of the answer, where the policy acts; None: the answer is one turn.
 
     Raises:
         UserError: it raised, returned no number, or did not answer in time.
@@ -42,7 +49,7 @@ def call_once(
         f"waiting for reward {name} (at most {limit_s:g} s)" if clocks else f"waiting for {name}"
     )
     with saying(waits, say):
-        sample = Sample(prompt=prompt, completion=ANSWER)
+        sample = Sample(prompt=prompt, completion=replace(ANSWER, episode=episode))
         calls = PartCalls((part,), (sample,), (0,), None, LoopThread(), clocks)
         (outcome,) = calls.outcomes()[part.name]
     if isinstance(outcome, PartFailure):

@@ -73,7 +73,8 @@ def build_suites(
             suites.append(EXAMPLES[spec.algorithm.material].of_examples(spec, index, held_units))
         else:
             held_prompts = data.held_prompts.get(spec.name) if data else None
-            suites.append(answer_kind_of(spec).of_round(spec, index, schemes, held_prompts))
+            kind = answer_kind_of(spec)
+            suites.append(kind.of_round(spec, index, schemes, held_prompts, context))
     suites = [with_demands(config, suite) for suite in suites]
     if encoder is not None:
         suites = _with_settings(suites, encoder.digest, engine_settings(config), stored)

@@ -1,10 +1,12 @@
-"""One call of every reward of the rounds to come, on a real row of its round."""
+"""One call of every reward of the rounds to come, on a real row of its round, after one reset of its
+environment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from align.config.campaign import CampaignConfig
+from align.round.episodes.environments import acts, try_environment
 from align.round.inputs import Inputs
 from rewards.rubric import build_rubric
 from rewards.trial.canaries import asks_a_model
@@ -27,7 +29,7 @@ def call_rewards(
         say: told while a reward is waited for.
 
     Raises:
-        UserError: a reward failed on its row.
+        UserError: a reward or an environment failed on its row.
     """
     skipped: list[str] = []
     for index, spec in enumerate(config.rounds):
@@ -39,6 +41,7 @@ def call_rewards(
             for field, listed in (("rewards", spec.rewards), ("gold", spec.gold))
             for position, reward in enumerate(listed)
         ]
+        episode = try_environment(spec, f"rounds.{index}", pool[0]) if acts(spec) else None
         for where, reward in rewards:
             why = ""
             if reward.environment:
@@ -53,7 +56,7 @@ def call_rewards(
                 continue
             rubric = build_rubric([reward], where)
             try:
-                call_once(rubric.parts[0], reward.name, pool[0], where, say)
+                call_once(rubric.parts[0], reward.name, pool[0], where, say, episode)
             finally:
                 rubric.close()
     return skipped

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from align.algorithms.rows import Row
 from align.data.examples.clashes import prompt_name
 from align.data.examples.stream import Unit
 from align.data.replay.buffer import ReplayBuffer
+from align.round.episodes.environments import open_environments
 from align.round.records.replay import require_replay
 from align.round.reward_models import resolved
 from align.round.session import Session, seed_of
@@ -208,6 +209,12 @@ def _by_rewards(
     ids: dict[str, tuple[int, ...]] = {}
     settings = other.sampling
     sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
+    environments = open_environments(session.config, {other.name}, session.inputs.context)
+    prompts_of_both = list(shared.values())
+    if (
+        environments is not None
+    ):  # The earlier round's policy acts in the earlier round's environment.
+        prompts_of_both = [replace(old[name], round=other.name) for name in shared]
     for each, title in ((snapshot, other.name), (_parent(other.name, session), "its parent")):
         session.observer.note(f"{spec.name}: {title} answers {len(shared)} prompts of both rounds")
         session.hold(each, title)
@@ -215,16 +222,31 @@ def _by_rewards(
         sizes, encoder = [ANSWERS] * len(shared), session.encoder
         with phase("start-up"):
             groups = collect(
-                session.engine, list(shared.values()), sizes, encoder, sampling, seed, each
+                session.engine,
+                prompts_of_both,
+                sizes,
+                encoder,
+                sampling,
+                seed,
+                each,
+                environments=environments,
             )
         for name, group in zip(shared, groups, strict=True):
             answers[name] += group.completions_G
             ids[name] = group.prompt_ids
+    if environments is not None:
+        environments.shutdown()
     scorings = [
         _scores(
             rewarded,
             [
-                _group(prompts[name], ids[name], [(c.token_ids, c.text) for c in answers[name]])
+                RolloutGroup(
+                    prompt=prompts[name],
+                    prompt_ids=ids[name],
+                    completions_G=tuple(answers[name]),
+                    policy="file",
+                    seed=0,
+                )
                 for name in shared
             ],
             session,

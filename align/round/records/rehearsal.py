@@ -14,6 +14,8 @@ from align.data.replay.buffer import ReplayBuffer
 from align.data.replay.rehearsal import Rehearsed, answer_units, best_answers, confidence, rehearsed
 from align.data.scorer import Scorer
 from align.data.stored_answers import load_answers, save_answers
+from align.gate.suites.kinds.acting import acting_content
+from align.round.episodes.environments import acts, open_environments
 from align.round.session import seed_of
 from align.round.times.clock import phase
 from rollouts.collect import collect
@@ -76,10 +78,14 @@ def parents_answers(
         parent, [(p.id, p.round) for p in prompts], sampling.max_tokens, seed, rewards,
         answers.model_dump(exclude={"share", "weight"}),
     ]  # fmt: skip
+    acting = [r for r in session.config.rounds if r.name in past.entries and acts(r)]
+    content += [[r.name, acting_content(r)] for r in acting]
     name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     path = session.store.paths.general_answers(name)
     if session.is_lost(path):
         session.hold(parent, "parent")
+        names = {r.name for r in acting}
+        environments = open_environments(session.config, names, session.inputs.context)
         groups = collect(
             session.engine,
             prompts,
@@ -88,7 +94,10 @@ def parents_answers(
             sampling,
             seed,
             policy=parent,
+            environments=environments,
         )
+        if environments is not None:
+            environments.shutdown()
         scores = _scores(groups, answers, scorer)
         best = best_answers(groups, scores, keep=answers.keep, threshold=answers.threshold)
         save_answers(path, best)

@@ -1,4 +1,4 @@
-"""Python files and modules that hold a campaign's rewards and metrics, by content."""
+"""Python files and modules that hold a campaign's rewards, metrics, tools and environments, by content."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ SHOWN = 12
 
 
 def code_of(config: CampaignConfig) -> dict[str, str]:
-    """Return the sha256 of every file or module of a reward or metric, by its name in the campaign."""
+    """Return the sha256 of every file or module of a reward, metric, tool or environment, by its name in
+    the campaign."""
     files: dict[str, str] = {}
     rewards = [reward for spec in config.rounds for reward in (*spec.rewards, *spec.gold)]
     rewards += [suite.metric for suite in config.suites if suite.metric is not None]
-    for reward in rewards:
-        stated = reward.name.stated if isinstance(reward.name, StatedPath) else reward.name
-        location = reward.name.rpartition(":")[0]
+    acting = [name for owner in (*config.rounds, *config.suites) for name in owner.code_names]
+    for name in (*(reward.name for reward in rewards), *acting):
+        stated = name.stated if isinstance(name, StatedPath) else name
+        location = name.rpartition(":")[0]
         path = Path(location) if location.endswith(".py") else _module_file(location)
         if path is not None and path.is_file():
             files[stated.rpartition(":")[0]] = hashlib.sha256(path.read_bytes()).hexdigest()

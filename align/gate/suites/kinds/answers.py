@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from align.config.data import PromptsConfig
@@ -14,6 +12,7 @@ from align.config.rewards import RewardConfig
 from align.gate.measurement.results import ItemResults
 from align.gate.measurement.samples import episode_figures, merged
 from align.gate.suites.demands import metric_range
+from align.gate.suites.kinds.acting import SuiteActing, acting_of, code_digest
 from align.gate.suites.kinds.prompts import PromptSuite, eval_split, is_demo, read_items
 from align.gate.suites.rotation import Rotation, check_pool, prompts_wanted, rotation_of
 from align.gate.suites.rows_check import check_rows
@@ -47,6 +46,8 @@ class AnswerSuite(PromptSuite):
     """Sampling of the answers; temperature 0 is greedy."""
     samples: int = 1
     """Completions per item; the item's value is their mean."""
+    acting: SuiteActing | None = field(default=None, repr=False, compare=False)
+    """Environments that the items are acted on in; None: every answer is one turn."""
     rotation: Rotation | None = field(default=None, repr=False, compare=False)
     """Pool that every round takes other items of; ``prompts`` are those of one round. None: they stay."""
 
@@ -67,6 +68,8 @@ class AnswerSuite(PromptSuite):
             **cls.own_fields(entry),
         )
         suite = replace(suite, **_items_of(spec, source, entry))
+        acting = acting_of(spec, where, suite.pool, suite.metric, entry.context)
+        suite = replace(suite, acting=acting)
         return suite.with_rubric(source, f"{where}.metric", f"{where}.prompts")
 
     @classmethod
@@ -81,11 +84,13 @@ class AnswerSuite(PromptSuite):
         index: int,
         schemes: Mapping[str, Scheme],
         held_prompts: Sequence[Prompt] | None = None,
+        context: int | None = None,
     ) -> Self:
-        """Make the suite of a round's own rewards.
+        """Make the suite of a round's own rewards, in the round's environments.
 
         Args:
             held_prompts: prompts that the round holds out of its own; None: it has others.
+            context: tokens that engines read; None: any.
 
         Raises:
             UserError: there are no prompts to measure it on, or too few.
@@ -110,6 +115,7 @@ class AnswerSuite(PromptSuite):
                 settings.max_tokens or spec.sampling.max_tokens, spec.sampling.stop
             ),
             samples=settings.samples,
+            acting=acting_of(spec, f"rounds.{index}", prompts, spec.rewards, context),
         )
         return suite.with_rubric(source, f"rounds.{index}.rewards", where)
 
@@ -148,6 +154,7 @@ class AnswerSuite(PromptSuite):
             "metric": [_metric_content(spec) for spec in self.metric],
             "sampling": None if self.sampling is None else _sampling_content(self.sampling),
             "samples": self.samples,
+            **({} if self.acting is None else {"acting": self.acting.content}),
         }
 
     def at(self, index: int) -> AnswerSuite:
@@ -162,7 +169,9 @@ class AnswerSuite(PromptSuite):
 
         if self.sampling is not None:
             max_tokens = self.sampling.max_tokens
-            check_lengths(self.pool, encoder, max_tokens, max_model_len, f"suite {self.name!r}")
+            acting = None if self.acting is None else self.acting.environments
+            where = f"suite {self.name!r}"
+            check_lengths(self.pool, encoder, max_tokens, max_model_len, where, acting)
 
     def measure(
         self, engine: RolloutEngine, encoder: PromptEncoder, snapshot: SnapshotId, seed: int
@@ -211,6 +220,7 @@ class AnswerSuite(PromptSuite):
             seed=seed,
             policy=snapshot,
             positions=self.positions,
+            environments=None if self.acting is None else self.acting.environments,
         )
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
@@ -226,9 +236,11 @@ class AnswerSuite(PromptSuite):
         return replace(self, rubric=build_rubric([spec.absolute for spec in metric]))
 
     def close(self) -> None:
-        """End the worker processes of the metric."""
+        """End the worker processes of the metric and of environments."""
         if self.rubric is not None:
             self.rubric.close()
+        if self.acting is not None:
+            self.acting.environments.shutdown()
 
     def with_rubric(self, source: PromptsConfig | None, where: str, from_: str) -> Self:
         """Return the suite with its metric built, after a check that all items have the columns it needs.
@@ -336,9 +348,6 @@ def _sampling_content(sampling: Sampling) -> list[Any]:
 
 def _metric_content(spec: RewardConfig) -> list[Any]:
     """Return a reward by name and options; one that lives in a file also by that file's bytes."""
-    file = Path(spec.name.rpartition(":")[0])
-    code = None
-    if file.suffix == ".py" and file.is_file():
-        code = hashlib.sha256(file.read_bytes()).hexdigest()
+    code = code_digest(spec.name)
     shape = [spec.shape] if spec.shape else []
     return [stated(spec.name), spec.weight, spec.part, stated(spec.options), code, *shape]

@@ -20,10 +20,10 @@ PUBLIC = {
     "Event", "MeasuringEvent", "NoteEvent", "StepEvent", "VerdictEvent",
     "KeelError", "RunError", "UserError",
     # settings
-    "AnchorConfig", "AnchorsConfig", "CampaignConfig", "EWCConfig", "EngineConfig", "ExamplesConfig",
-    "GateConfig", "HackingConfig", "KLAnchorsConfig", "L2SPConfig", "LoraConfig", "OptimizerConfig",
-    "PolicyConfig", "PromptsConfig", "RepairConfig", "ReplayConfig", "RewardConfig", "RoundConfig",
-    "RoundSettings", "RoundSuiteConfig", "SamplingConfig", "SuiteConfig",
+    "AnchorConfig", "AnchorsConfig", "CampaignConfig", "EWCConfig", "EngineConfig", "EpisodeConfig",
+    "ExamplesConfig", "GateConfig", "HackingConfig", "KLAnchorsConfig", "L2SPConfig", "LoraConfig",
+    "OptimizerConfig", "PolicyConfig", "PromptsConfig", "RepairConfig", "ReplayConfig", "RewardConfig",
+    "RoundConfig", "RoundSettings", "RoundSuiteConfig", "SamplingConfig", "SuiteConfig",
 }  # fmt: skip
 """Names that programs rely on: they are added to and never renamed."""
 

@@ -355,6 +355,11 @@ def test_show_prints_an_episode_turn_by_turn(
         in out
     )
     assert "\x1b[2J" not in out
+    monkeypatch.setattr("sys.argv", ["keel", "rollouts", "show", file, "round0", "--json"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    acted, plain = json.loads(capsys.readouterr().out)["samples"]
+    assert acted["episode"]["turn_rewards"] == [0.5, None] and plain["episode"] is None
 
 
 def test_the_page_shows_an_episode_as_text(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Episodes of a round: the environments that its policy acts in."""

@@ -1,0 +1,117 @@
+"""Tools and environments of a round: checked before anything costly starts, opened while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from align.config.campaign import CampaignConfig, RoundConfig
+from align.config.episodes.rules import ENVIRONMENT_REWARD
+from rewards.environments.by_round import PromptEnvironments
+from rewards.environments.describe import check_rewarded, check_rows, describe_environments
+from rewards.environments.environments import WorkerEnvironments
+from rewards.trial.first_call import ANSWER
+from rollouts.episodes.ticket import check_episodes
+from rollouts.errors import RunError, UserError
+from rollouts.prompts import PromptEncoder
+from rollouts.types import Episode, Prompt
+
+TRIED = "tried"
+"""Key of the episode that an environment is tried by."""
+
+
+def check_environments(
+    config: CampaignConfig,
+    known: Iterable[RoundConfig],
+    prompts: Mapping[str, Sequence[Prompt]],
+    encoder: PromptEncoder,
+) -> None:
+    """Load the tools and environments of rounds in workers; hold rows and chat template against them.
+
+    Args:
+        known: rounds whose prompts are there.
+
+    Raises:
+        UserError: code, a docstring, a type, a row or a reward is missing or wrong, or the model's template
+            renders no calls.
+    """
+    names = {spec.name for spec in known}
+    for index, spec in enumerate(config.rounds):
+        if not acts(spec):
+            continue
+        plan = spec.environments_plan(f"rounds.{index}")
+        described = describe_environments(plan)
+        if {reward.name for reward in spec.rewards} == {ENVIRONMENT_REWARD}:
+            check_rewarded(plan, described, turns=False)
+        if spec.turn_rewards:
+            check_rewarded(plan, described, turns=True)
+        if spec.name in names:
+            pool = prompts.get(spec.name, ())
+            check_rows(plan, described, pool)
+            first = {plan.name_for(prompt): prompt for prompt in reversed(pool)}
+            environments = WorkerEnvironments(plan, spec.episode.rules())
+            check_episodes(environments, list(first.values()), encoder, plan.where)
+
+
+def try_environment(spec: RoundConfig, where: str, prompt: Prompt) -> Episode:
+    """Begin and end an episode on one row; return it as a reward would see it, without a call.
+
+    Args:
+        where: place of the round in the campaign file.
+
+    Raises:
+        UserError: ``reset`` or ``get_reward`` failed.
+    """
+    with WorkerEnvironments(spec.environments_plan(where)) as environments:
+        try:
+            environments.open(TRIED, prompt).result()
+            outcome = environments.close(TRIED).result()
+        except RunError as error:
+            raise UserError(
+                f"the environment failed on a row of the round: {error.what}",
+                where=f"{where}.environment, {prompt.label}",
+                cause=error.cause,
+                remedy="mend the environment or the row; keel env try shows one episode",
+            ) from error
+    answer = {"role": "assistant", "content": ANSWER.text}
+    return Episode(
+        observed=(),
+        messages=(answer,),
+        turns=1,
+        reward=outcome.reward,
+        state=outcome.state,
+        environment=outcome.environment,
+    )
+
+
+def open_environments(
+    config: CampaignConfig, names: Collection[str], context: int
+) -> PromptEnvironments | None:
+    """Open the environments of rounds; None where none of them acts.
+
+    Workers start with the first episode.
+
+    Args:
+        names: rounds whose prompts may be sampled.
+        context: tokens that the engines read.
+    """
+    opened = {
+        spec.name: WorkerEnvironments(
+            spec.environments_plan(f"rounds.{index}"), spec.episode.rules(context)
+        )
+        for index, spec in enumerate(config.rounds)
+        if spec.name in names and acts(spec)
+    }
+    return PromptEnvironments(opened) if opened else None
+
+
+def acts(spec: RoundConfig) -> bool:
+    """Tell if a round samples episodes."""
+    return spec.acts and spec.algorithm.material == "rollouts" and spec.algorithm.learns_here
+
+
+def longest_completion(spec: RoundConfig) -> int:
+    """Return the most tokens that the policy of a round samples in one completion."""
+    if not acts(spec):
+        return spec.sampling.max_tokens
+    most = spec.episode.turns * spec.sampling.max_tokens
+    return most if spec.episode.tokens is None else min(most, spec.episode.tokens)

@@ -1,0 +1,1 @@
+"""The command that tries environments and tools before a round acts in them."""

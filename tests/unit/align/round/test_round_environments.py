@@ -1,0 +1,124 @@
+"""Environments of a round's own prompts and of replayed ones, and what is refused before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from align.config.campaign import CampaignConfig
+from align.gate.suites.kinds.acting import acting_of
+from align.round.episodes.environments import check_environments, open_environments, try_environment
+from rollouts.episodes.environment import ToolCall
+from rollouts.errors import UserError
+from rollouts.types import Prompt
+from tests.unit.acting import encoder
+from tests.unit.described import WORLDS, describe_here
+
+ROUND: dict[str, Any] = {"prompts": "p.jsonl", "steps": 1}
+
+
+def campaign(**settings: dict[str, Any]) -> CampaignConfig:
+    rounds = [{**ROUND, "name": name, **keys} for name, keys in settings.items()]
+    return CampaignConfig.model_validate(
+        {"name": "c", "store": "s", "policy": {"model": "m"}, "rounds": rounds}
+    )
+
+
+def asks(round: str | None, **columns: object) -> Prompt:
+    return Prompt(id="p", text="Go.", round=round, columns=columns, location="p.jsonl:1")
+
+
+def described(monkeypatch: pytest.MonkeyPatch, config: CampaignConfig) -> None:
+    for index, spec in enumerate(config.rounds):
+        if spec.acts:
+            describe_here(monkeypatch, spec.environments_plan(f"rounds.{index}"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "says"),
+    [
+        ({"environment": "Counter"}, {"start": 1}, None),
+        ({"environment": "Counter", "turn_rewards": True}, {}, None),
+        ({"environment": "Dice", "rewards": ["length"]}, {"sides": 6}, None),
+        ({"environment": "Dice", "rewards": ["length"]}, {}, "needs the column 'sides'"),
+        ({"environment": "Dice"}, {"sides": 6}, "Dice has no method get_reward"),
+        (
+            {"environment": "Dice", "rewards": ["length"], "turn_rewards": True},
+            {"sides": 6},
+            "Dice has no method get_turn_reward",
+        ),
+    ],
+)
+def test_rounds_are_checked_with_their_rows(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    row: dict[str, object],
+    says: str | None,
+) -> None:
+    settings = {**settings, "environment": f"{WORLDS}:{settings['environment']}"}
+    config = campaign(act=settings)
+    described(monkeypatch, config)
+    prompts = {"act": [asks("act", **row)]}
+    if says is None:
+        return check_environments(config, config.rounds, prompts, encoder())
+    with pytest.raises(UserError, match=says):
+        check_environments(config, config.rounds, prompts, encoder())
+
+
+def test_every_prompt_acts_in_the_environment_of_its_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = campaign(
+        count={"environment": f"{WORLDS}:Counter", "episode": {"turns": 3}},
+        plain={"rewards": ["length"]},
+        add={"tools": [f"{WORLDS}:add"], "rewards": ["length"]},
+    )
+    described(monkeypatch, config)
+    assert open_environments(config, {"plain"}, 64) is None
+    environments = open_environments(config, {"count", "plain", "add"}, 64)
+    assert environments is not None
+    with environments:
+        rules = [environments.rules(asks(name)) for name in ("count", "plain", None)]
+        assert [each and (each.turns, each.context) for each in rules] == [(3, 64), None, None]
+        line = environments.isolation_lines()[0]
+        assert line.endswith("Counter: process (1 worker, 10 s a call, 120 s an episode, 4 GiB)")
+        count, add = asks("count", start=2), asks("add")
+        assert len(environments.schemas(add)) == 1
+        assert environments.open("a", count).result() == "Count from 2."
+        assert environments.open("b", add).result() is None
+        assert environments.call("b", [ToolCall("add", {"a": 1})]).result()[0].text == "2"
+        assert environments.close("a").result().reward == 2.0
+        environments.drop("b")
+        assert environments.metrics == {"environment/answered": 1.0}
+
+
+def test_an_environment_is_tried_on_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = campaign(
+        count={"environment": f"{WORLDS}:Counter"}, dice={"environment": f"{WORLDS}:Dice"}
+    )
+    described(monkeypatch, config)
+    count, dice = config.rounds
+    episode = try_environment(count, "rounds.0", asks("count", start=4))
+    assert (episode.reward, episode.state["count"]) == (4.0, 4)
+    with pytest.raises(UserError, match="reset raised ValueError: no sides") as caught:
+        try_environment(dice, "rounds.1", asks("dice", sides=0))
+    assert "p.jsonl:1" in str(caught.value.where)
+
+
+def test_the_hash_of_a_suite_covers_its_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    file = tmp_path / "world.py"
+    contents = []
+    for text in (WORLDS.read_text(), WORLDS.read_text() + "\n"):
+        file.write_text(text)
+        config = campaign(count={"environment": f"{file}:Counter"})
+        described(monkeypatch, config)
+        spec = config.rounds[0]
+        acting = acting_of(spec, "rounds.0", [asks("count")], spec.rewards, 64)
+        assert acting is not None
+        contents.append(acting.content)
+    assert contents[0] != contents[1]
+    plain = campaign(plain={"rewards": ["length"]}).rounds[0]
+    assert acting_of(plain, "rounds.0", [], plain.rewards, 64) is None
