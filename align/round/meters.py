@@ -96,6 +96,7 @@ def measure_drift(
         plan.sampling,
         seed=plan.seed,
         policy=version,
+        environments=plan.environments,
     )
     rows: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for group in groups:

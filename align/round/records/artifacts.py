@@ -224,6 +224,7 @@ def drawn_rows(
         plan.sampling,
         seed=seed_of(plan.seed, purpose),
         policy=policy,
+        environments=plan.environments,
     )
     rows = [row_of(g, completion, None) for g in groups for completion in g.completions_G]
     if not (rows := [row for row in rows if row.completion_ids]):

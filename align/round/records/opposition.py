@@ -20,6 +20,7 @@ from align.algorithms.rows import Row
 from align.data.examples.clashes import prompt_name
 from align.data.examples.stream import Unit
 from align.data.replay.buffer import ReplayBuffer
+from align.round.episodes.environments import environments_of
 from align.round.records.replay import require_replay
 from align.round.reward_models import resolved
 from align.round.session import Session, seed_of
@@ -213,9 +214,18 @@ def _by_rewards(
         session.hold(each, title)
         seed = seed_of(session.config.seed, f"override/{spec.name}/{title}")
         sizes, encoder = [ANSWERS] * len(shared), session.encoder
-        with phase("start-up"):
+        prompts, context = list(shared.values()), session.inputs.context
+        acting = environments_of(session.config, prompts, context)
+        with phase("start-up"), acting as environments:
             groups = collect(
-                session.engine, list(shared.values()), sizes, encoder, sampling, seed, each
+                session.engine,
+                prompts,
+                sizes,
+                encoder,
+                sampling,
+                seed,
+                each,
+                environments=environments,
             )
         for name, group in zip(shared, groups, strict=True):
             answers[name] += group.completions_G

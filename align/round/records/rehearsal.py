@@ -14,6 +14,7 @@ from align.data.replay.buffer import ReplayBuffer
 from align.data.replay.rehearsal import Rehearsed, answer_units, best_answers, confidence, rehearsed
 from align.data.scorer import Scorer
 from align.data.stored_answers import load_answers, save_answers
+from align.round.episodes.environments import environments_of
 from align.round.session import seed_of
 from align.round.times.clock import phase
 from rollouts.collect import collect
@@ -80,15 +81,17 @@ def parents_answers(
     path = session.store.paths.general_answers(name)
     if session.is_lost(path):
         session.hold(parent, "parent")
-        groups = collect(
-            session.engine,
-            prompts,
-            [1] * len(prompts),
-            session.encoder,
-            sampling,
-            seed,
-            policy=parent,
-        )
+        with environments_of(session.config, prompts, session.inputs.context) as environments:
+            groups = collect(
+                session.engine,
+                prompts,
+                [1] * len(prompts),
+                session.encoder,
+                sampling,
+                seed,
+                policy=parent,
+                environments=environments,
+            )
         scores = _scores(groups, answers, scorer)
         best = best_answers(groups, scores, keep=answers.keep, threshold=answers.threshold)
         save_answers(path, best)

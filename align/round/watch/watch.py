@@ -184,6 +184,7 @@ class RoundWatch:
             self.plan.sampling,
             seed=self.plan.seed,
             policy="canaries",
+            environments=self.plan.environments,
         )
 
 
