@@ -113,7 +113,7 @@ def check_episodes(
             names = tools_of_schemas(environments.schemas(prompt)).names
         if names:
             build_parser(rules.parser, encoder, f"{where}.episode.parser")
-            checked_format(encoder, where, getattr(prompt, "chat_template_kwargs", None))
+            checked_format(encoder, where, prompt.chat_template_kwargs)
 
 
 def act(
@@ -146,7 +146,7 @@ def _scene(
     if rules is None:
         return None
     tools = tools_of_schemas(environments.schemas(prompt))
-    kwargs = getattr(prompt, "chat_template_kwargs", None)
+    kwargs = prompt.chat_template_kwargs
     return Scene(
         prompt=prompt,
         request=request,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.config.episodes.rules import ENVIRONMENT_REWARD
@@ -102,6 +103,20 @@ def open_environments(
         if spec.name in names and acts(spec)
     }
     return PromptEnvironments(opened) if opened else None
+
+
+@contextmanager
+def environments_of(
+    config: CampaignConfig, prompts: Iterable[Prompt], context: int
+) -> Iterator[PromptEnvironments | None]:
+    """Open the environments of the rounds that some prompts belong to; end them with the block."""
+    names = {prompt.round for prompt in prompts if prompt.round is not None}
+    environments = open_environments(config, names, context)
+    try:
+        yield environments
+    finally:
+        if environments is not None:
+            environments.shutdown()
 
 
 def acts(spec: RoundConfig) -> bool:

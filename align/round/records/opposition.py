@@ -20,7 +20,7 @@ from align.algorithms.rows import Row
 from align.data.examples.clashes import prompt_name
 from align.data.examples.stream import Unit
 from align.data.replay.buffer import ReplayBuffer
-from align.round.episodes.environments import open_environments
+from align.round.episodes.environments import acts, environments_of
 from align.round.records.replay import require_replay
 from align.round.reward_models import resolved
 from align.round.session import Session, seed_of
@@ -209,21 +209,18 @@ def _by_rewards(
     ids: dict[str, tuple[int, ...]] = {}
     settings = other.sampling
     sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
-    environments = open_environments(session.config, {other.name}, session.inputs.context)
-    prompts_of_both = list(shared.values())
-    if (
-        environments is not None
-    ):  # The earlier round's policy acts in the earlier round's environment.
-        prompts_of_both = [replace(old[name], round=other.name) for name in shared]
+    asked, acting, context = list(shared.values()), list[Prompt](), session.inputs.context
+    if acts(other):  # The earlier round's policy acts in the earlier round's environment.
+        asked = acting = [replace(old[name], round=other.name) for name in shared]
     for each, title in ((snapshot, other.name), (_parent(other.name, session), "its parent")):
         session.observer.note(f"{spec.name}: {title} answers {len(shared)} prompts of both rounds")
         session.hold(each, title)
         seed = seed_of(session.config.seed, f"override/{spec.name}/{title}")
         sizes, encoder = [ANSWERS] * len(shared), session.encoder
-        with phase("start-up"):
+        with phase("start-up"), environments_of(session.config, acting, context) as environments:
             groups = collect(
                 session.engine,
-                prompts_of_both,
+                asked,
                 sizes,
                 encoder,
                 sampling,
@@ -234,8 +231,6 @@ def _by_rewards(
         for name, group in zip(shared, groups, strict=True):
             answers[name] += group.completions_G
             ids[name] = group.prompt_ids
-    if environments is not None:
-        environments.shutdown()
     scorings = [
         _scores(
             rewarded,

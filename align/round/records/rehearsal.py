@@ -15,7 +15,7 @@ from align.data.replay.rehearsal import Rehearsed, answer_units, best_answers, c
 from align.data.scorer import Scorer
 from align.data.stored_answers import load_answers, save_answers
 from align.gate.suites.kinds.acting import acting_content
-from align.round.episodes.environments import acts, open_environments
+from align.round.episodes.environments import acts, environments_of
 from align.round.session import seed_of
 from align.round.times.clock import phase
 from rollouts.collect import collect
@@ -84,20 +84,17 @@ def parents_answers(
     path = session.store.paths.general_answers(name)
     if session.is_lost(path):
         session.hold(parent, "parent")
-        names = {r.name for r in acting}
-        environments = open_environments(session.config, names, session.inputs.context)
-        groups = collect(
-            session.engine,
-            prompts,
-            [1] * len(prompts),
-            session.encoder,
-            sampling,
-            seed,
-            policy=parent,
-            environments=environments,
-        )
-        if environments is not None:
-            environments.shutdown()
+        with environments_of(session.config, prompts, session.inputs.context) as environments:
+            groups = collect(
+                session.engine,
+                prompts,
+                [1] * len(prompts),
+                session.encoder,
+                sampling,
+                seed,
+                policy=parent,
+                environments=environments,
+            )
         scores = _scores(groups, answers, scorer)
         best = best_answers(groups, scores, keep=answers.keep, threshold=answers.threshold)
         save_answers(path, best)

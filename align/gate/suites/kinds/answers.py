@@ -166,11 +166,14 @@ class AnswerSuite(PromptSuite):
     def check_fit(self, encoder: PromptEncoder, max_model_len: int) -> None:
         """Raise UserError for a prompt that leaves no room for its answer."""
         from rollouts.collect import check_lengths
+        from rollouts.episodes.ticket import check_episodes
 
         if self.sampling is not None:
             max_tokens = self.sampling.max_tokens
             acting = None if self.acting is None else self.acting.environments
             where = f"suite {self.name!r}"
+            if acting is not None:
+                check_episodes(acting, self.pool, encoder, where)
             check_lengths(self.pool, encoder, max_tokens, max_model_len, where, acting)
 
     def measure(
