@@ -139,7 +139,6 @@ def load_inputs(
         trained_on={} if base is None else base.trained_on,
     ).load(known)
     prompts, general = data.prompts, data.general
-    check_environments(config, known, prompts, encoder)
     for name, rubric in rubrics:
         rubric.check_columns(prompts.get(name, ()), f"round {name}")
     for spec in known:
@@ -269,6 +268,7 @@ def _check_fit(
     context: int,
 ) -> None:
     """Check that every prompt, and what a teacher reads instead, leaves room for a completion."""
+    check_environments(config, spec, pools[0], encoder)
     environments = open_environments(config, {spec.name}, context)
     check_system(pools[0], spec.system, f"round {spec.name!r}")
     for pool in pools:

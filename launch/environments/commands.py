@@ -66,14 +66,16 @@ def env_try(
     environments = WorkerEnvironments(plan)
     check_rows(plan, environments.described, [prompt])
     with environments:
-        said, observations, outcome = act(environments, prompt, calls)
+        reset_text, observations, outcome = act(environments, prompt, calls)
     schemas = environments.schemas(prompt)
     if as_json:
         shown = [observation._asdict() for observation in observations]
-        print_json({"tools": schemas, "reset": said, "observations": shown, "outcome": outcome})
+        print_json(
+            {"tools": schemas, "reset": reset_text, "observations": shown, "outcome": outcome}
+        )
         return
     lines = ["tools:", *(f"  {tool_line(schema)}" for schema in schemas)]
-    lines += [] if said is None else [f"reset: {said}"]
+    lines += [] if reset_text is None else [f"reset: {reset_text}"]
     typer.echo("\n".join([*lines, *episode_lines(calls, observations, outcome)]))
 
 
@@ -92,19 +94,19 @@ def episode_lines(
 def act(
     environments: WorkerEnvironments, prompt: Prompt, calls: Sequence[ToolCall]
 ) -> tuple[str | None, list[Observation], Outcome]:
-    """Act out one episode, a turn for each call; return reset's text, what calls brought, and the end.
+    """Run one episode, a turn for each call; return reset's text, what calls brought, and the end.
 
     Raises:
         RunError: the environment died.
     """
     key = "try"
-    said = environments.open(key, prompt).result()
+    reset_text = environments.open(key, prompt).result()
     observations = [
         observation
         for request in calls
         for observation in environments.call(key, [request]).result()
     ]
-    return said, observations, environments.close(key).result()
+    return reset_text, observations, environments.close(key).result()
 
 
 def tool_line(schema: Mapping[str, Any]) -> str:

@@ -149,14 +149,14 @@ class WorkerProcess:
             child.kill()
         for _ in range(2):
             worker = await self._started()
-            mine, its = socket.socketpair()
-            with its:
+            near_end, far_end = socket.socketpair()
+            with far_end:
                 number = next(self._numbers)
                 try:
-                    worker.hand_over(command(START, number), its.fileno())
-                    return Child(self, number, mine)
+                    worker.hand_over(command(START, number), far_end.fileno())
+                    return Child(self, number, near_end)
                 except OSError:
-                    mine.close()
+                    near_end.close()
                     if self._worker is worker:  # Another episode may have replaced it by now.
                         self._worker = None
                         self.restarts += 1
@@ -182,7 +182,7 @@ class WorkerProcess:
         self._idle.append(child)
 
     def kill(self, number: int) -> None:
-        """Command the worker to kill a child."""
+        """Tell the worker to kill a child."""
         if self._worker is not None:
             with suppress(OSError):
                 self._worker.hand_over(command(KILL, number))

@@ -53,7 +53,7 @@ class Instance:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self, row: Mapping[str, Any], seed: int, limit_s: float) -> str | None:
-        """Construct the object at the first episode; reset it, and return its text.
+        """Begin an episode with an object that is made at the first one; return the text of its reset.
 
         Args:
             seed: of random numbers that are drawn from the generators of a process: children that are
@@ -158,7 +158,7 @@ class Instance:
     def _gathered(
         self, waiting: Mapping[int, Awaitable[Any]], limit_s: float
     ) -> Iterator[tuple[int, ToolText, float]]:
-        """Await the async calls of a turn together."""
+        """Wait for the async calls of a turn, all at once."""
         texts: dict[int, ToolText] = {}
         seconds: dict[int, float] = {}
         since = perf_counter()
@@ -204,7 +204,7 @@ class Instance:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the generators of this process; those of packages only where they are imported."""
+    """Set the seeds of this process's generators; those of packages only where they are imported."""
     random.seed(seed)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(seed)
@@ -218,7 +218,7 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 
 @contextmanager
 def limited(limit_s: float) -> Iterator[None]:
-    """Interrupt the block with `Late` after ``limit_s`` seconds, and again until it ends."""
+    """End the block with `Late` after ``limit_s`` seconds, and again until it ends."""
 
     def interrupt(*_: object) -> None:
         raise Late

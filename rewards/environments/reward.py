@@ -15,7 +15,7 @@ from rewards.environments.state import EndedEnvironment, episode_of
 def environment(
     completions: Sequence[ShownCompletion], environments: Sequence[EndedEnvironment | None]
 ) -> list[float | None]:
-    """Value of the environment's ``get_reward()`` at the end of the episode; abstains without one."""
+    """Return the environment's ``get_reward()`` at the end of the episode; abstain without one."""
     return [ended.get_reward() if ended is not None else None for ended in environments]
 
 

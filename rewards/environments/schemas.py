@@ -20,9 +20,9 @@ def schema_of(tool: Callable[..., Any], where: str | None, file: str) -> dict[st
     Raises:
         UserError: a type or a description is missing; names file, function and parameter.
     """
-    own = getattr(tool, "keel_schema", None)
-    if own is not None:
-        return dict(own)
+    stated = getattr(tool, "keel_schema", None)
+    if stated is not None:
+        return dict(stated)
     name = getattr(tool, "__qualname__", getattr(tool, "__name__", "tool"))
     label = f"tool {name!r} of {file}" if file else f"tool {name!r}"
     check_signature(tool, label, where)

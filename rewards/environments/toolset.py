@@ -58,16 +58,16 @@ class LoadedEnvironment:
         Raises:
             UserError: two have the same name.
         """
-        own = {} if instance is None else methods_of(instance)
+        methods = {} if instance is None else methods_of(instance)
         tools = {tool.__name__: tool for tool in self.tools}
-        if twice := next((name for name in own if name in tools), None):
+        if twice := next((name for name in methods if name in tools), None):
             raise UserError(
                 f"two tools are named {twice!r}: a function, and a method of {self.target}",
                 where=self.where,
                 cause="a policy calls tools by their names",
                 remedy="rename one of them",
             )
-        return {**tools, **own}
+        return {**tools, **methods}
 
 
 def load_toolset(options: Mapping[str, Any]) -> dict[str, LoadedEnvironment]:

@@ -60,15 +60,15 @@ def serve_environments(channel: socket.socket, plan: Mapping[str, Any]) -> None:
         if words[:1] == KILL:
             _kill(children.pop(number, 0))
             continue
-        with socket.socket(fileno=descriptors[0]) as own:
+        with socket.socket(fileno=descriptors[0]) as child_end:
             try:
                 child = os.fork()
             except OSError as error:
-                send_message(own, {"fault": f"no process for another environment: {error}"})
+                send_message(child_end, {"fault": f"no process for another environment: {error}"})
                 continue
             if child == 0:
                 channel.close()
-                _live(own, toolset, plan["options"])
+                _live(child_end, toolset, plan["options"])
             children[number] = child
 
 

@@ -19,9 +19,9 @@ def with_environment_reward(spec: RoundConfig) -> tuple[RewardConfig, ...]:
 
     An environment without ``get_reward`` abstains.
     """
-    named = any(reward.name == ENVIRONMENT_REWARD for reward in spec.rewards)
+    is_listed = any(reward.name == ENVIRONMENT_REWARD for reward in spec.rewards)
     samples = spec.algorithm.material == "rollouts" and spec.algorithm.learns_here
-    if spec.environment is None or named or not samples:
+    if spec.environment is None or is_listed or not samples:
         return spec.rewards
     return (*spec.rewards, RewardConfig(name=ENVIRONMENT_REWARD))
 

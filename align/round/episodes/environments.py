@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from align.config.campaign import CampaignConfig, RoundConfig
@@ -21,36 +21,31 @@ TRIED = "tried"
 
 
 def check_environments(
-    config: CampaignConfig,
-    known: Iterable[RoundConfig],
-    prompts: Mapping[str, Sequence[Prompt]],
-    encoder: PromptEncoder,
+    config: CampaignConfig, spec: RoundConfig, prompts: Sequence[Prompt], encoder: PromptEncoder
 ) -> None:
-    """Load the tools and environments of rounds in workers; hold rows and chat template against them.
-
-    Args:
-        known: rounds whose prompts are there.
+    """Load a round's tools and environments in a worker; hold rows and chat template against them.
 
     Raises:
         UserError: code, a docstring, a type, a row or a reward is missing or wrong, or the model's template
             renders no calls.
     """
-    names = {spec.name for spec in known}
-    for index, spec in enumerate(config.rounds):
-        if not acts(spec):
-            continue
-        plan = spec.environments_plan(f"rounds.{index}")
-        described = describe_environments(plan)
-        if {reward.name for reward in spec.rewards} == {ENVIRONMENT_REWARD}:
-            check_rewarded(plan, described, turns=False)
-        if spec.turn_rewards:
-            check_rewarded(plan, described, turns=True)
-        if spec.name in names:
-            pool = prompts.get(spec.name, ())
-            check_rows(plan, described, pool)
-            first = {plan.name_for(prompt): prompt for prompt in reversed(pool)}
-            environments = WorkerEnvironments(plan, spec.episode.rules())
-            check_episodes(environments, list(first.values()), encoder, plan.where)
+    if not acts(spec):
+        return
+    plan = spec.environments_plan(f"rounds.{index_of(config, spec)}")
+    described = describe_environments(plan)
+    if {reward.name for reward in spec.rewards} == {ENVIRONMENT_REWARD}:
+        check_rewarded(plan, described, turns=False)
+    if spec.turn_rewards:
+        check_rewarded(plan, described, turns=True)
+    check_rows(plan, described, prompts)
+    first = {plan.name_for(prompt): prompt for prompt in reversed(prompts)}
+    environments = WorkerEnvironments(plan, spec.episode.rules())
+    check_episodes(environments, list(first.values()), encoder, plan.where)
+
+
+def index_of(config: CampaignConfig, spec: RoundConfig) -> int:
+    """Return the position of a round in the campaign."""
+    return [other.name for other in config.rounds].index(spec.name)
 
 
 def try_environment(spec: RoundConfig, where: str, prompt: Prompt) -> Episode:

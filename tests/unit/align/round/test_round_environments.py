@@ -59,11 +59,11 @@ def test_rounds_are_checked_with_their_rows(
     settings = {**settings, "environment": f"{WORLDS}:{settings['environment']}"}
     config = campaign(act=settings)
     described(monkeypatch, config)
-    prompts = {"act": [asks("act", **row)]}
+    spec, prompts = config.rounds[0], [asks("act", **row)]
     if says is None:
-        return check_environments(config, config.rounds, prompts, encoder())
+        return check_environments(config, spec, prompts, encoder())
     with pytest.raises(UserError, match=says):
-        check_environments(config, config.rounds, prompts, encoder())
+        check_environments(config, spec, prompts, encoder())
 
 
 def test_every_prompt_acts_in_the_environment_of_its_round(

@@ -1,4 +1,4 @@
-"""What is wrong with tools, environments and rows is said before anything runs, with file and parameter."""
+"""Mistakes in tools, environments and rows, named by file and parameter before anything runs."""
 
 from __future__ import annotations
 

@@ -113,10 +113,13 @@ def test_a_taskset_of_verifiers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert environments.open("b", asks("My own.", task="w1")).result() is None
         call = ToolCall("dictionary_look_up", {"word": "x"})
         assert environments.call("a", [call]).result()[0].text == "x is 42"
-        made = {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        tool_call = {
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
         messages = [
             {"role": "user", "content": "What is 2?"},
-            {"role": "assistant", "content": "", "tool_calls": [made]},
+            {"role": "assistant", "content": "", "tool_calls": [tool_call]},
             {"role": "tool", "name": call.name, "content": "x is 42"},
             {"role": "assistant", "content": "42!"},
         ]

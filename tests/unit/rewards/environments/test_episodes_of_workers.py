@@ -20,11 +20,11 @@ END = "<|im_end|>"
 
 
 def engine_of(*turns: str) -> ScriptedEngine:
-    """An engine that says these turns one after the other, the last of them for ever."""
+    """Make an engine that says these turns one after the other, the last of them for ever."""
 
     def script(prompt_ids: tuple[int, ...], seed: int) -> tuple[Sequence[int], Sequence[float]]:
-        said = text(prompt_ids).count("<|im_start|>assistant") - 1
-        tokens = ids(turns[min(said, len(turns) - 1)])
+        num_said = text(prompt_ids).count("<|im_start|>assistant") - 1
+        tokens = ids(turns[min(num_said, len(turns) - 1)])
         return tokens, [-0.5] * len(tokens)
 
     return ScriptedEngine(script, eos_ids=encoder().eos_ids)

@@ -131,15 +131,15 @@ def test_a_crash_fails_its_own_episode_alone(counters: WorkerEnvironments) -> No
 
 
 def test_objects_are_made_once_and_reset(counters: WorkerEnvironments) -> None:
-    made = []
+    identities = []
     for key in ("first", "second"):
         counters.open(key, asks(start=1)).result()
         (observation,) = answer(
-            counters.call(key, [call("python", code="(Counter.made, id(Counter))")])
+            counters.call(key, [call("python", code="(Counter.num_made, id(Counter))")])
         )
-        made.append(observation.text)
+        identities.append(observation.text)
         assert counters.close(key).result().reward == 1.0
-    assert made[0] == made[1]
+    assert identities[0] == identities[1]
 
 
 def test_random_numbers_follow_from_the_episode(counters: WorkerEnvironments) -> None:

@@ -45,10 +45,10 @@ class Silent:
 class Counter:
     """A number that an episode counts up."""
 
-    made = 0
+    num_made = 0
 
     def __init__(self) -> None:
-        Counter.made += 1
+        Counter.num_made += 1
         self.count = 0
         self.done = False
         self.seen = {1, 2}
