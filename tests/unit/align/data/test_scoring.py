@@ -82,7 +82,7 @@ def taken(
     plan: Any = SimpleNamespace(
         spec=spec, seed=3, scorer=Scorer(new=rubric, past={}),
         mixture=SimpleNamespace(draw=lambda step: draw, spare=lambda *_: draw),
-        sampling=Sampling(max_tokens=spec.sampling.max_tokens), version=str,
+        sampling=Sampling(max_tokens=spec.sampling.max_tokens), version=str, environments=None,
     )  # fmt: skip
     weights: Any = None
     sampler = StepSampler(

@@ -95,12 +95,17 @@ def test_an_unfit_template_is_refused_with_its_reason(kind: str) -> None:
     assert "chat_template.jinja" in str(refusal.value.remedy)
 
 
-@pytest.mark.parametrize("front", [{}, {"enable_thinking": False}])
-def test_a_known_template_is_written_by_its_training_variant(front: dict[str, bool]) -> None:
-    """Qwen3 drops an empty thought once an answer follows."""
+@pytest.mark.parametrize(
+    ("policy", "prompt"),
+    [({}, {}), ({"enable_thinking": False}, {}), ({}, {"enable_thinking": False})],
+)
+def test_a_known_template_is_written_by_its_training_variant(
+    policy: dict[str, bool], prompt: dict[str, bool]
+) -> None:
+    """Qwen3 drops an empty thought once an answer follows; variables of policy and prompt count."""
     template = (TEMPLATES / "qwen3.jinja").read_text()
-    form = observation_format(in_chat(pinned(template, None, front)))
-    thought = "<think>\n\n</think>\n\n" if front else ""
+    form = observation_format(in_chat(pinned(template, None, policy)), prompt)
+    thought = "<think>\n\n</think>\n\n" if policy or prompt else ""
     answer = "\n<|im_start|>user\n<tool_response>\n5\n</tool_response><|im_end|>\n"
     expected = ids(answer + "<|im_start|>assistant\n" + thought)
     assert form.tokens([tool_message("add", "5")]) == expected
