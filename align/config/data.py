@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from string import Formatter
@@ -56,6 +57,10 @@ class PromptsConfig(Settings):
         if kwargs:
             changes["chat_template_kwargs"] = {**kwargs, **self.chat_template_kwargs}
         return self.model_copy(update=changes) if changes else self
+
+    def __hash__(self) -> int:
+        """Hash the values: rounds are grouped by their prompts, and pydantic hashes no mapping."""
+        return hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

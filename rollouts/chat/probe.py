@@ -86,8 +86,8 @@ def check_system(prompts: Iterable[Prompt], system: str | None, where: str) -> N
 def _check_kwargs(encoder: PromptEncoder, prompts: Iterable[Prompt], where: str) -> None:
     """Refuse variables of single prompts that the chat template does not read."""
     for kwargs in {str(p.chat_template_kwargs): p.chat_template_kwargs for p in prompts}.values():
-        template = encoder.tokenizer.chat_template
-        if kwargs and template is not None:  # Encoding says that there is none.
+        if kwargs and (template := encoder.tokenizer.chat_template) is not None:
+            # Where there is no template, encoding says so.
             check_names(template, kwargs, f"{where}, chat_template_kwargs")
 
 

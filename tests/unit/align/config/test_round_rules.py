@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from align.algorithms import ALGORITHMS
 from align.algorithms.rows import Batch
 from align.config.campaign import CampaignConfig
+from align.config.data import PromptsConfig
 from align.config.file import load_campaign
 from align.data.replay.contributions import replay_lines
 from launch.cli import app
@@ -380,3 +381,14 @@ def test_rounds_that_store_no_prompts_are_not_said_to_be_replayed(tmp_path: Path
         "round round1: replay.synthesis 8: its parent writes the prompts that stand for round0; none are "
         "stored",
     ]
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"thinking": True}, {"nested": {"a": [1]}, "flag": False}])
+def test_rounds_are_grouped_by_their_prompts(kwargs: dict[str, Any]) -> None:
+    """Whatever variables of a template they state, and in which order."""
+    first = PromptsConfig(source="demo://rev", chat_template_kwargs=kwargs)
+    second = PromptsConfig(
+        source="demo://rev", chat_template_kwargs=dict(reversed(list(kwargs.items())))
+    )
+    assert {first: "first"}[second] == "first"
+    assert PromptsConfig(source="demo://rev", chat_template_kwargs={"other": 1}) not in {first}
