@@ -56,7 +56,7 @@ def converter(metres: int) -> str:
     return str(round(FEET * metres))
 
 
-class Question(NamedTuple):
+class ToolQuestion(NamedTuple):
     """Numbers and a town that every tool has something to say about."""
 
     a: int
@@ -69,7 +69,7 @@ class Question(NamedTuple):
         return f"{self.a} {self.b} {self.town}"
 
 
-TOOLS: Mapping[str, tuple[Callable[..., str], Callable[[Question], dict[str, Any]]]] = {
+TOOLS: Mapping[str, tuple[Callable[..., str], Callable[[ToolQuestion], dict[str, Any]]]] = {
     "sum": (calculator, lambda question: {"a": question.a, "b": question.b}),
     "mayor": (register, lambda question: {"town": question.town}),
     "feet": (converter, lambda question: {"metres": question.a}),
@@ -92,7 +92,7 @@ TEMPLATE = (
 def world(seed: int) -> World:
     """Build the world of tools."""
     questions = Dice(f"{seed}/questions").shuffled(
-        Question(a, b, town) for a in range(10) for b in range(10) for town in TOWNS
+        ToolQuestion(a, b, town) for a in range(10) for b in range(10) for town in TOWNS
     )
     files: dict[str, Sequence[Row]] = {}
     for task in (*TOOLS, GENERAL):
@@ -103,12 +103,12 @@ def world(seed: int) -> World:
     return World(files=files, lesson=_lesson, template=TEMPLATE, steps=900)
 
 
-def _row(question: Question, task: str) -> Row:
+def _row(question: ToolQuestion, task: str) -> Row:
     message = {"role": "user", "content": f"{question.text} {task}"}
     return {"prompt": [message], "answer": answer(question, task)}
 
 
-def answer(question: Question, task: str) -> str:
+def answer(question: ToolQuestion, task: str) -> str:
     """Return the right answer to a task."""
     if task == GENERAL:
         return question.text
@@ -116,7 +116,7 @@ def answer(question: Question, task: str) -> str:
     return tool(**arguments(question))
 
 
-def call_of(question: Question, task: str) -> str:
+def call_of(question: ToolQuestion, task: str) -> str:
     """Write the call of a task's tool in the Hermes form."""
     tool, arguments = TOOLS[task]
     content = json.dumps({"name": tool.__name__, "arguments": arguments(question)})
@@ -124,7 +124,7 @@ def call_of(question: Question, task: str) -> str:
 
 
 def _lesson(dice: Dice) -> Lesson:
-    question = Question(dice.choose(range(10)), dice.choose(range(10)), dice.choose(TOWNS))
+    question = ToolQuestion(dice.choose(range(10)), dice.choose(range(10)), dice.choose(TOWNS))
     tasks = [*TOOLS]
     kind = dice.chance()
     if kind < 0.2:

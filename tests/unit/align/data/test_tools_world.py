@@ -9,7 +9,7 @@ from jinja2 import Environment
 from align.data.scenarios.facts import tools
 from align.data.scenarios.world import Dice
 
-QUESTION = tools.Question(3, 4, "arda")
+QUESTION = tools.ToolQuestion(3, 4, "arda")
 
 
 def test_every_tool_answers_its_task() -> None:
