@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import yaml
 from jinja2 import Environment
 
 from align.data.scenarios.facts import tools
@@ -17,6 +19,13 @@ def test_every_tool_answers_its_task() -> None:
     assert answers == {
         "sum": "7", "mayor": tools.MAYORS["arda"], "feet": "10", "echo": "3 4 arda"
     }  # fmt: skip
+
+
+def test_the_campaign_file_brings_a_tool_each_round() -> None:
+    raw = yaml.safe_load((Path(__file__).parents[4] / "configs/scenarios/tools.yaml").read_text())
+    references = [f"{tools.__name__}:{tool.__name__}" for tool, _ in tools.TOOLS.values()]
+    assert [spec["name"] for spec in raw["rounds"]] == [*tools.TOOLS]
+    assert [spec["tools"] for spec in raw["rounds"]] == [references[:n] for n in (1, 2, 3)]
 
 
 def test_calls_are_json_between_marks() -> None:
