@@ -131,6 +131,7 @@ def main(words: Sequence[str] | None = None) -> None:
         line = {
             "scenario": run.scenario,
             "data": "generated" if run.data is None else "real",
+            "metric": SCENARIOS[run.scenario].metric,
             "arm": run.arm,
             "seed": run.seed,
         }

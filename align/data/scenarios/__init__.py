@@ -70,5 +70,6 @@ SCENARIOS: dict[str, Scenario] = {
     "retrieval": Scenario(
         f"{_HERE}.facts.documents:world", "exact match", naive="retrieval-in-weights"
     ),
+    "tools": Scenario(f"{_HERE}.facts.tools:world", "success rate"),
 }
 """Every scenario by name, in the order of the surveys: pre-training, fine-tuning, outside knowledge."""

@@ -13,9 +13,9 @@ from benchmarks.scenario_page import BEGIN, END, FOLDER, comparison, table, writ
 
 def run(arm: str, bwt: float | None, **changes: Any) -> dict[str, Any]:
     return {
-        "key": f"editing-{arm}", "scenario": "editing", "data": "generated", "arm": arm, "seed": 0,
-        "rounds": 3, "passed": 2, "AP": 0.5, "LA": 0.75, "BWT": bwt, "FWT": None, "general": 1.0, "s": 12.4,
-        **changes,
+        "key": f"editing-{arm}", "scenario": "editing", "data": "generated", "metric": "efficacy",
+        "arm": arm, "seed": 0, "rounds": 3, "passed": 2, "AP": 0.5, "LA": 0.75, "BWT": bwt, "FWT": None,
+        "general": 1.0, "s": 12.4, **changes,
     }  # fmt: skip
 
 
