@@ -45,9 +45,9 @@ class SetF1:
         ]
 
     def _compared(self, text: str, right: Any) -> Counts:
-        named, there = self.named(text), self.there(right)
-        both = len(named & there)
-        return float(both), float(len(named) - both), float(len(there) - both)
+        answers, references = self.named(text), self.there(right)
+        both = len(answers & references)
+        return float(both), float(len(answers) - both), float(len(references) - both)
 
 
 def _f1(counts: Counts) -> float:

@@ -78,8 +78,11 @@ class F1(Formula):
         """Return a unit in which the candidate misses all, and what it names is wrong."""
         both_NK = np.concatenate([candidate_NK, comparator_NK])
         true, false, missed = _unit_of(both_NK, both_NK[:, 0] + both_NK[:, 2])
-        there, named = true + missed, true + false
-        return np.array([0.0, named, there]), np.array([there, 0.0, 0.0])
+        wrong, right = (
+            np.array([0.0, true + false, true + missed]),
+            np.array([true + missed, 0.0, 0.0]),
+        )
+        return wrong, right
 
     def figures(self, totals_K: Array) -> Mapping[str, float]:
         """Return precision and recall."""
