@@ -219,11 +219,12 @@ def _index_changes(config: CampaignConfig, model: Path, *, begun: bool) -> dict[
 
 def longest_answer(config: CampaignConfig) -> int:
     """Return the most tokens that a round or suite of the campaign samples after a prompt."""
-    stated = [config.defaults.sampling.max_tokens]
+    usual = config.defaults.sampling.max_tokens
+    lengths = [suite.max_tokens or usual for suite in config.suites if suite.prompts is not None]
     for spec in config.rounds:
-        stated += [spec.sampling.max_tokens, spec.suite.max_tokens or 0]
-        stated.append(spec.replay.general_tokens or 0)
-    return max([*stated, *(suite.max_tokens or 0 for suite in config.suites)])
+        lengths += [spec.sampling.max_tokens, spec.suite.max_tokens or 0]
+        lengths.append(spec.replay.general_tokens or 0)
+    return max(lengths, default=0)
 
 
 def _encoder_of(config: CampaignConfig, folder: Path) -> PromptEncoder:

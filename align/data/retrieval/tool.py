@@ -59,15 +59,15 @@ class SearchEnvironments:
 
     def rules(self, prompt: Prompt) -> EpisodeRules | None:
         """Return the limits of a prompt's episodes: every chat may search; a text cannot call."""
-        own = self._rules_of(prompt)
-        return self.limits if own is None and prompt.messages is not None else own
+        rules = self._rules_of(prompt)
+        return self.limits if rules is None and prompt.messages is not None else rules
 
     def schemas(self, prompt: Prompt) -> Sequence[Schema]:
         """Return the schemas of a prompt's own tools, and of the search."""
-        own: Sequence[Schema] = ()
+        schemas: Sequence[Schema] = ()
         if self.others is not None and self._rules_of(prompt) is not None:
-            own = self.others.schemas(prompt)
-        return (*own, SCHEMA)
+            schemas = self.others.schemas(prompt)
+        return (*schemas, SCHEMA)
 
     def open(self, key: str, prompt: Prompt) -> Future[str | None]:
         """Begin an episode; see `Environments.open`."""

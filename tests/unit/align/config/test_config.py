@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from align.algorithms import GRPO
-from align.config.campaign import CampaignConfig, overlay
+from align.config.campaign import CampaignConfig, PromptsConfig, overlay
 from align.config.file import CampaignFile, load_campaign, parse_value
 from align.report.settings import on_a_line, resolved_lines, stated_yaml
 from rollouts.errors import UserError
@@ -413,3 +413,14 @@ def test_content_gives_the_campaign_back(tmp_path: Path) -> None:
 
 def test_the_store_has_a_default_of_its_own(tmp_path: Path) -> None:
     assert load(tmp_path).config.folder == tmp_path / "runs" / "small"
+
+
+def test_sources_are_equal_and_hash_by_value() -> None:
+    """Rounds are told apart by what they ask, in sets and as keys."""
+    kwargs = {"enable_thinking": False, "level": [1]}
+    plain, chat = (
+        PromptsConfig(source="a.jsonl", **more) for more in ({}, {"chat_template_kwargs": kwargs})
+    )
+    again = PromptsConfig(source="a.jsonl", chat_template_kwargs=dict(reversed(kwargs.items())))
+    assert chat == again and hash(chat) == hash(again)
+    assert len({plain, chat, again}) == 2
