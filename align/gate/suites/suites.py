@@ -72,9 +72,8 @@ def build_suites(
         if held_units is not None and spec.suite.prompts is None:
             suites.append(EXAMPLES[spec.algorithm.material].of_examples(spec, index, held_units))
         else:
-            held_prompts = data.held_prompts.get(spec.name) if data else None
-            kind = answer_kind_of(spec)
-            suites.append(kind.of_round(spec, index, schemes, held_prompts, context))
+            prompts = data.held_prompts.get(spec.name) if data else None
+            suites.append(answer_kind_of(spec).of_round(spec, index, schemes, prompts, context))
     suites = [with_demands(config, suite) for suite in suites]
     if encoder is not None:
         suites = _with_settings(suites, encoder.digest, engine_settings(config), stored)

@@ -209,9 +209,9 @@ def _by_rewards(
     ids: dict[str, tuple[int, ...]] = {}
     settings = other.sampling
     sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
-    asked, acting, context = list(shared.values()), list[Prompt](), session.inputs.context
+    questions, acting, context = list(shared.values()), list[Prompt](), session.inputs.context
     if acts(other):  # The earlier round's policy acts in the earlier round's environment.
-        asked = acting = [replace(old[name], round=other.name) for name in shared]
+        questions = acting = [replace(old[name], round=other.name) for name in shared]
     for each, title in ((snapshot, other.name), (_parent(other.name, session), "its parent")):
         session.observer.note(f"{spec.name}: {title} answers {len(shared)} prompts of both rounds")
         session.hold(each, title)
@@ -220,7 +220,7 @@ def _by_rewards(
         with phase("start-up"), environments_of(session.config, acting, context) as environments:
             groups = collect(
                 session.engine,
-                asked,
+                questions,
                 sizes,
                 encoder,
                 sampling,
