@@ -80,6 +80,7 @@ RIGHT = 0.5
 """Share of lessons that call the right tool; the others call that of the task before it."""
 
 TEMPLATE = (
+    "{% if tools %}tools {% for tool in tools %}{{ tool.function.name }} {% endfor %}. {% endif %}"
     "{% for turn in messages %}{% if turn.role == 'assistant' %}assistant "
     "{% for call in turn.tool_calls or [] %}<tool_call> {{ call.function | tojson }} </tool_call> "
     "{% endfor %}{% if turn.content %}{{ turn.content }} {% endif %}<eos> "
@@ -126,13 +127,15 @@ def call_of(question: ToolQuestion, task: str) -> str:
 def _lesson(dice: Dice) -> Lesson:
     question = ToolQuestion(dice.choose(range(10)), dice.choose(range(10)), dice.choose(TOWNS))
     tasks = [*TOOLS]
+    names = [tool.__name__ for tool, _ in TOOLS.values()][: dice.choose(range(len(TOOLS) + 1))]
+    start = f"tools {' '.join(names)} . user {question.text}" if names else f"user {question.text}"
     kind = dice.chance()
     if kind < 0.2:
-        return Lesson(f"user {question.text} {GENERAL} . assistant", question.text)
+        return Lesson(f"{start} {GENERAL} . assistant", question.text)
     task = called = dice.choose(tasks)
     if dice.chance() >= RIGHT:
         called = tasks[tasks.index(task) - 1]
-    start, call = f"user {question.text} {task} . assistant", call_of(question, called)
+    start, call = f"{start} {task} . assistant", call_of(question, called)
     if kind < 0.7:
         return Lesson(start, call)
     result = answer(question, called)

@@ -48,9 +48,13 @@ def test_lessons_are_what_the_template_writes() -> None:
     call = tools.call_of(QUESTION, "sum")
     second = f"{first}{call} <eos> tool 7 . assistant "
     assert render(messages=turns, add_generation_prompt=True) == second
+    named = {"function": {"name": "calculator"}}
+    listed = render(messages=[user], tools=[named], add_generation_prompt=True)
+    assert listed == f"tools calculator . {first}"
     dice, lesson = Dice("lessons"), tools.world(0).lesson
     prompts = {lesson(dice).prompt for _ in range(1500)}
     assert any(prompt.endswith("<eos> tool 7 . assistant") for prompt in prompts)
+    assert any(prompt.startswith("tools calculator . user") for prompt in prompts)
 
 
 def test_half_of_the_lessons_call_another_tool() -> None:
