@@ -91,8 +91,11 @@ class EpisodeLoop:
 
     def _from_environments(self) -> Delivery:
         """Let every episode go on whose environment has answered."""
-        ready = [pair for pair in self._waiting if pair[1].future.done()]
-        self._waiting = [pair for pair in self._waiting if not pair[1].future.done()]
+        ready: list[tuple[int, Actor]] = []
+        waiting: list[tuple[int, Actor]] = []
+        for pair in self._waiting:  # Each is looked at once: it may answer meanwhile.
+            (ready if pair[1].future.done() else waiting).append(pair)
+        self._waiting = waiting
         return self._go_on([(index, actor, actor.advance()) for index, actor in ready])
 
     def _from_engine(self) -> Delivery:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -151,6 +152,27 @@ class Broken:
 
     def close(self) -> None:
         pass
+
+
+class AnswersMeanwhile(Future[Any]):
+    """A future that is found done by whoever looks a second time."""
+
+    def done(self) -> bool:
+        looked, self.looked = getattr(self, "looked", False), True
+        return looked
+
+
+def test_an_answer_that_comes_while_it_is_looked_for_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def opened(key: str, prompt: Prompt) -> AnswersMeanwhile:
+        future = AnswersMeanwhile()
+        future.set_result(None)
+        return future
+
+    environments = LocalEnvironments({"tell": lambda text: text})
+    monkeypatch.setattr(environments, "open", opened)
+    assert len(begun(engine(), environments, "ab").groups()) == 2
 
 
 def test_progress_counts_episodes_and_not_turns() -> None:
