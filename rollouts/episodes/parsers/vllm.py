@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -89,7 +90,11 @@ class VLLMParser:
             self._name,
             self._model,
         ]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # vLLM logs a traceback for each call that does not parse.
+        variables = {**os.environ, "VLLM_LOGGING_LEVEL": "CRITICAL"}
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables
+        )
         self._process = process
         ready = self._answer(None, START_S)
         if ready is None or "error" in ready:
