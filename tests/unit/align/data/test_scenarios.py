@@ -53,12 +53,14 @@ def test_a_world_follows_from_its_seed(name: str) -> None:
 def test_nothing_is_asked_word_for_word_as_it_was_taught(name: str) -> None:
     files = WORLDS[name].files
     taught = {
-        row.get("prompt", row.get("text"))
+        json.dumps(row.get("prompt", row.get("text")))
         for file, rows in files.items()
         for row in rows
         if not is_asked(file)
     }
-    asked = {row["prompt"] for file, rows in files.items() if is_asked(file) for row in rows}
+    asked = {
+        json.dumps(row["prompt"]) for file, rows in files.items() if is_asked(file) for row in rows
+    }
     texts = {text for documents in WORLDS[name].texts.values() for text in documents}
     assert asked or texts
     assert not asked & taught
