@@ -29,6 +29,12 @@ def import_target(name: str, where: str | None, noun: str, kind: str) -> Any:
         UserError: its code raised, or there is nothing callable of that name.
     """
     origin, _, attribute = name.rpartition(":")
+    if not origin or not attribute:
+        raise UserError(
+            f"{noun} {name!r} names no {kind}",
+            where=where,
+            remedy=f"write pkg.mod:{kind} or file.py:{kind}",
+        )
     try:
         with importing(origin):
             is_file = origin.endswith(".py")

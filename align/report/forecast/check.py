@@ -16,6 +16,7 @@ from align.learner.folder.source import left_behind
 from align.learner.model.targets import adaptation_of
 from align.report.forecast.machine import machine_lines
 from align.report.forecast.reward_calls import call_rewards
+from align.round.episodes.environments import acts
 from align.round.inputs import Inputs, load_inputs
 from align.round.merge.checks import merge_lines
 from align.round.records.artifacts import check_stored_artifacts, stateless_lines
@@ -127,12 +128,17 @@ def unheard(config: CampaignConfig, inputs: Inputs) -> list[str]:
 
 
 def untemplated(config: CampaignConfig, inputs: Inputs) -> list[str]:
-    """Name rounds whose prompts are texts, although the model has a chat template."""
+    """Name rounds whose prompts are texts, although the model has a chat template.
+
+    A round that acts makes chats of texts itself.
+    """
     return [
         f"round {spec.name}: its prompts are texts and the model has a chat template, which is not "
         "applied to them; prompts: {chat: true} makes each a user's message"
         for spec in config.rounds
-        if spec.prompts is not None and are_bare(inputs.prompts.get(spec.name, ()), inputs.encoder)
+        if spec.prompts is not None
+        and not acts(spec)
+        and are_bare(inputs.prompts.get(spec.name, ()), inputs.encoder)
     ]
 
 

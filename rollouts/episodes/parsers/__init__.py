@@ -88,7 +88,7 @@ def build_parser(name: str, encoder: PromptEncoder, where: str | None = None) ->
 
     names = vllm_parser_names()
     if name not in names:
-        known = [AUTO, *PARSERS, *names]
+        known = list(dict.fromkeys([AUTO, *PARSERS, *names]))
         raise UserError(
             f"no parser of tool calls is called {name!r}",
             where=where,

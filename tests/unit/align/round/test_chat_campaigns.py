@@ -174,6 +174,8 @@ def test_texts_beside_a_chat_template_are_named(
     asked = replace(inputs, prompts={"brief": [Prompt(id="p", text=text)]}, encoder=encoder)
     lines = untemplated(config, asked)
     assert [line.partition(":")[0] for line in lines] == ["round brief"] * is_told
+    acting = tuple(spec.model_copy(update={"tools": ("t.py:f",)}) for spec in config.rounds)
+    assert untemplated(config.model_copy(update={"rounds": acting}), asked) == []
     inputs.close()
 
 

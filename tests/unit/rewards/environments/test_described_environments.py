@@ -102,6 +102,17 @@ def test_code_that_cannot_be_acted_with(
     assert str(caught.value.where).startswith(("rounds.0.tools.", "rounds.0.environment"))
 
 
+@pytest.mark.parametrize("name", ["world.py", "world", "world.py:", ":f"])
+def test_a_name_without_a_function_or_class(name: str) -> None:
+    for plan, says in (
+        (EnvironmentsPlan(tools=(name,)), "names no function"),
+        (EnvironmentsPlan(environments={"": name}), "names no class"),
+    ):
+        with pytest.raises(UserError, match=says) as caught:
+            read(plan)
+        assert "likely cause" not in str(caught.value)
+
+
 def test_a_worker_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     plan = EnvironmentsPlan(tools=(f"{tmp_path}/none.py:f",), where="rounds.1")
     with pytest.raises(UserError, match="cannot import") as caught:
