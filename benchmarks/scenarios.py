@@ -4,8 +4,9 @@ Each file of `configs/scenarios` runs twice through `align.campaign.run_campaign
 process and no cluster: as it is (``retained``), and without replay and anchors (``naive``). The gate only
 observes in both, so that both learn every round; its verdicts are counted. A scenario's world is generated
 here if it does not lie in the folder yet. Each run is a line of the results file, so the same command goes
-on after a break, and a campaign that was cut short resumes from its store. A line counts as long as its
-campaign file and its generator are what they were. `benchmarks.scenario_page` writes the table.
+on after a break: a campaign that was cut short resumes from its store, and one that failed runs again. A
+line counts as long as its campaign file and its generator are what they were. `benchmarks.scenario_page`
+writes the table.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def main(words: Sequence[str] | None = None) -> None:
     results = load_results(args.results)
     planned = runs(args)
     for run in planned:
-        if run.key in results:
+        if "error" not in results.get(run.key, {"error": "not run yet"}):
             continue
         print(f"{run.scenario}, {run.arm}, seed {run.seed}", flush=True)
         try:

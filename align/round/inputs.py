@@ -128,8 +128,7 @@ def load_inputs(
     awaited = _awaited(config, inbox_rows := inbox_rows or {})
     known = [spec for spec in config.rounds if spec.name not in awaited]
     encoder = _encoder_of(config, model if base is None else base.readable(model))
-    if changes and (config.policy.retrieval or RetrievalConfig()).form == "tool":
-        check_search(encoder, "policy.retrieval.form")
+    reader = _reader_of(config, encoder, context, searches=bool(changes))
     data = RoundDataLoader(
         rule=config.gate.overlap,
         encoder=encoder,
@@ -144,11 +143,11 @@ def load_inputs(
     for spec in known:
         if spec.algorithm.makes == "policy":  # A reward model samples nothing.
             pools = (prompts.get(spec.name, ()), general.get(spec.name, []))
-            _check_fit(config, spec, pools, encoder, context)
+            _check_fit(config, spec, pools, reader, context)
     suites = build_suites(
         config.model_copy(update={"rounds": tuple(known)}),
         SCHEMES,
-        encoder,
+        reader,
         context,
         data=data,
         stored=() if base is None else base.suite_hashes,
@@ -252,6 +251,26 @@ def _reward_models(config: CampaignConfig) -> frozenset[str]:
     return frozenset(r.name for r in config.rounds if r.algorithm.makes == "reward_model")
 
 
+def _reader_of(
+    config: CampaignConfig, encoder: PromptEncoder, context: int, *, searches: bool
+) -> PromptEncoder:
+    """Return the encoder of a policy that may search, which counts its tool; another policy's as it is.
+
+    Args:
+        searches: some round adds documents, so the chat template must write the tool.
+
+    Raises:
+        UserError: it does not.
+    """
+    retrieval = config.policy.retrieval
+    if retrieval is None or retrieval.form != "tool":
+        return encoder
+    if searches:
+        check_search(encoder, "policy.retrieval.form")
+    empty = DocumentIndex(settings=retrieval)
+    return SearchingEncoder(encoder, empty, EpisodeRules(context=context))
+
+
 def _awaited(config: CampaignConfig, inbox_rows: Mapping[str, Sequence[FileRow]]) -> frozenset[str]:
     """Name the rounds that read a stream and have taken nothing of it yet."""
     return frozenset(
@@ -270,7 +289,7 @@ def _check_fit(
 ) -> None:
     """Check that every prompt, and what a teacher reads instead, leaves room for a completion."""
     check_environments(config, spec, pools[0], encoder)
-    environments = open_environments(config, {spec.name}, context)
+    environments = encoder.acting_in(open_environments(config, {spec.name}, context))
     check_system(pools[0], spec.system, f"round {spec.name!r}")
     for pool in pools:
         check_conversations(encoder, pool, f"round {spec.name!r}")

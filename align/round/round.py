@@ -11,9 +11,11 @@ commits a verdict. Nothing is undone on a rejection: production never moved.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.data.retrieval.record import record_of, with_index
 from align.learner.batching import build_batch
@@ -34,6 +36,10 @@ from align.round.times.clock import phase
 from align.round.watch.watch import RoundWatch
 from align.store.repairs import with_merge, with_repairs
 from rollouts.types import SnapshotId
+
+if TYPE_CHECKING:
+    from align.learner.ranks.group import GroupTraining
+    from align.learner.training import Training
 
 
 def run_round(plan: RoundPlan, session: Session) -> RoundOutcome:
@@ -77,51 +83,63 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
     The engines hold the learner's weights before and after.
     """
     spec = plan.spec
+    with begun_sampling(plan, session) as (training, rollouts):
+        with phase("start-up"):
+            first = resume(plan, session, training, rollouts)
+        rollouts.start(first)
+        if first == 0:
+            show_start(plan, session, training, rollouts.engine_version)
+        watch = RoundWatch(plan=plan, session=session)
+        watch.start(first)
+        for index in range(first, spec.steps):
+            step = rollouts.take(index)
+            plan.mixture.history.observe(index, step.scored)
+            plan.scorer.check_budget(spec.failed_budget, done=(index + 1) / spec.steps)
+            batch = build_batch(
+                step.scored,
+                spec.algorithm,
+                replay_rewards=spec.replay.rewards,
+                examples=step.examples,
+                rehearsal=step.rehearsal,
+            )
+            groups = [scored.group for scored in step.scored]
+            batch = with_teacher_prompts(batch, groups, spec.algorithm, rollouts.encoder.encode)
+            batch = replace(batch, metrics=batch.metrics | rollout_metrics(step.scored, batch))
+            keep_rollouts(plan, session, index, step.scored, batch)
+            with phase("learning"):
+                metrics = training.update(batch)
+            sync_metrics = rollouts.sync(index + 1)
+            keep_checkpoint(plan, session, training, index + 1, rollouts)
+            if index % spec.meter_every == 0 or index == spec.steps - 1:
+                metrics |= measure_drift(
+                    plan, session.engine, rollouts.encoder, training, rollouts.engine_version
+                )
+                metrics |= heldout_texts(
+                    session.learner, session.inputs.held_texts.get(spec.name, ())
+                )
+            metrics |= {**step.metrics, **sync_metrics, **plan.scorer.metrics}
+            metrics |= plan.environment_metrics
+            metrics |= plan.mixture.replayed_counts(step.scored)
+            session.log(plan, index, watch.observe(index, step.scored, metrics))
+        return watch.finish()
+
+
+@contextmanager
+def begun_sampling(
+    plan: RoundPlan, session: Session
+) -> Iterator[tuple[Training | GroupTraining, StepSampler]]:
+    """Begin the training of a round and its samples; those that are ahead at the end are given up."""
     with phase("start-up"):
         training = session.begin(plan, penalties_of(plan))
-        encoder = session.encoder
         rollouts = StepSampler(
             plan=plan,
             engine=session.engine,
             weights=session.learner.weights,
-            encoder=encoder,
+            encoder=session.encoder,
             note=session.observer.note,
         )
-        first = resume(plan, session, training, rollouts)
-    rollouts.start(first)
-    if first == 0:
-        show_start(plan, session, training, rollouts.engine_version)
-    watch = RoundWatch(plan=plan, session=session)
-    watch.start(first)
-    for index in range(first, spec.steps):
-        step = rollouts.take(index)
-        plan.mixture.history.observe(index, step.scored)
-        plan.scorer.check_budget(spec.failed_budget, done=(index + 1) / spec.steps)
-        batch = build_batch(
-            step.scored,
-            spec.algorithm,
-            replay_rewards=spec.replay.rewards,
-            examples=step.examples,
-            rehearsal=step.rehearsal,
-        )
-        groups = [scored.group for scored in step.scored]
-        batch = with_teacher_prompts(batch, groups, spec.algorithm, encoder.encode)
-        batch = replace(batch, metrics=batch.metrics | rollout_metrics(step.scored, batch))
-        keep_rollouts(plan, session, index, step.scored, batch)
-        with phase("learning"):
-            metrics = training.update(batch)
-        sync_metrics = rollouts.sync(index + 1)
-        keep_checkpoint(plan, session, training, index + 1, rollouts)
-        if index % spec.meter_every == 0 or index == spec.steps - 1:
-            metrics |= measure_drift(
-                plan, session.engine, encoder, training, rollouts.engine_version
-            )
-            metrics |= heldout_texts(session.learner, session.inputs.held_texts.get(spec.name, ()))
-        metrics |= {**step.metrics, **sync_metrics, **plan.scorer.metrics}
-        metrics |= plan.environment_metrics
-        metrics |= plan.mixture.replayed_counts(step.scored)
-        session.log(plan, index, watch.observe(index, step.scored, metrics))
-    return watch.finish()
+    with closing(rollouts):
+        yield training, rollouts
 
 
 @phase("publishing")

@@ -102,6 +102,12 @@ class StepSampler:
             sampled[str(step)] = {"held": pending_step.engine_step, "results": to_json(results)}
         return sampled
 
+    def close(self) -> None:
+        """Give up what is sampled ahead; its episodes would go on beside whatever comes next."""
+        for pending_step in self._pending.values():
+            pending_step.pending.stop()
+        self._pending.clear()
+
     def recall(self, sampled: Mapping[str, Any]) -> None:
         """Learn from what an earlier attempt had sampled ahead, and do not ask again.
 

@@ -11,7 +11,7 @@ from align.data.retrieval.encoder import RetrievingEncoder
 from align.data.retrieval.index import DocumentIndex
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
-from rollouts.types import Prompt
+from rollouts.types import Message, Prompt
 
 DEFAULT_TOKENS = 16
 """Most tokens of an answer whose request names no limit: OpenAI's for completions. A chat has none, so its
@@ -59,8 +59,10 @@ class DocumentReader:
         limit = self._encoder.limit - _answer_tokens(request)
         if isinstance(messages, list) and any(turn.get("role") == "user" for turn in messages):
             columns = {"tools": request["tools"]} if request.get("tools") else {}
-            question = Prompt(id="request", messages=tuple(messages), columns=columns)
+            question = Prompt(id="request", messages=tuple(map(joined, messages)), columns=columns)
             shown = self._encoder.reading(question, limit)
+            if shown == question:
+                return request
             return {**request, "messages": [dict(turn) for turn in shown.messages or ()]}
         if isinstance(prompt, str):
             return {**request, "prompt": self._text(prompt, limit)}
@@ -72,6 +74,20 @@ class DocumentReader:
         if not text:
             return text
         return self._encoder.reading(Prompt(id="request", text=text), limit).text or ""
+
+
+def joined(turn: Message) -> Message:
+    """Return a turn whose content is a list of texts with one text, as vLLM joins them; others as they are.
+
+    >>> joined({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})
+    {'role': 'user', 'content': 'a\\nb'}
+    """
+    parts = turn.get("content")
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and part.get("type") == "text" for part in parts
+    ):
+        return turn
+    return {**turn, "content": "\n".join(str(part["text"]) for part in parts)}
 
 
 def _answer_tokens(request: Mapping[str, Any]) -> int:

@@ -130,6 +130,7 @@ class WorkerProcess:
         self._starting = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._idle: list[Child] = []
+        self._is_over = False
         self.busy = 0
         """Episodes under way."""
         self.restarts = 0
@@ -168,13 +169,17 @@ class WorkerProcess:
             if self._worker is None:
                 try:
                     plan = self._plan.worker_plan()
-                    self._worker = await asyncio.to_thread(Worker, plan)
+                    worker = await asyncio.to_thread(Worker, plan)
                 except WorkerEnded as ended:
                     raise RunError(
                         "no worker could be started for the environments",
                         where=self._plan.where or None,
                         cause=ended.failure.trace,
                     ) from ended
+                if self._is_over:  # It was ended while it started.
+                    await asyncio.to_thread(worker.end)
+                    raise RunError("the environments were ended before an episode began")
+                self._worker = worker
             return self._worker
 
     def keep(self, child: Child) -> None:
@@ -188,7 +193,8 @@ class WorkerProcess:
                 self._worker.hand_over(command(KILL, number))
 
     def end(self) -> None:
-        """End the worker and all its children."""
+        """End the worker and all its children; one that is starting ends as soon as it has started."""
+        self._is_over = True
         for child in self._idle:
             child.kill()
         self._idle.clear()

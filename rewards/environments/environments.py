@@ -51,6 +51,8 @@ class _Acting:
     child: Child
     is_late: bool = False
     """True once a call was interrupted: the object serves no further episode."""
+    seconds: float = 0.0
+    """Seconds that the calls so far have taken."""
 
 
 class WorkerEnvironments:
@@ -74,7 +76,10 @@ class WorkerEnvironments:
         self.counts: Counter[str] = Counter()
         self._rules = rules or EpisodeRules(episode_s=plan.limits.episode_s)
         self._acting: dict[str, _Acting] = {}
+        self._opening: dict[str, object] = {}
+        """Episodes that wait for a process, by key; one that is given up meanwhile is taken out."""
         self._workers: list[WorkerProcess] = []
+        self._is_begun = False
         self._loop = LoopThread()
 
     def rules(self, prompt: Prompt) -> EpisodeRules | None:
@@ -87,6 +92,7 @@ class WorkerEnvironments:
 
     def open(self, key: str, prompt: Prompt) -> Future[str | None]:
         """Begin an episode; see `Environments.open`."""
+        self._is_begun = True
         return self._loop.submit(self._open(key, prompt))
 
     def call(self, key: str, calls: Sequence[ToolCall]) -> Future[Sequence[Observation]]:
@@ -103,7 +109,7 @@ class WorkerEnvironments:
 
     def shutdown(self) -> None:
         """End all processes. Episodes that are under way end with an error; a later one starts new ones."""
-        if not self._workers:
+        if not self._is_begun:
             return
         self._loop.submit(self._end()).result()
 
@@ -121,7 +127,7 @@ class WorkerEnvironments:
         return {f"environment/{name}": float(count) for name, count in sorted(counts.items())}
 
     async def _open(self, key: str, prompt: Prompt) -> str | None:
-        if key in self._acting:
+        if key in self._acting or key in self._opening:
             raise ValueError(f"episode {key!r} is open already")
         name, limit_s = self.plan.name_for(prompt), self.plan.limits.episode_s
         if name not in self.described:
@@ -132,18 +138,33 @@ class WorkerEnvironments:
             row = {column: to_json(normalised(v)) for column, v in self.plan.row(prompt).items()}
         except Unholdable as error:
             raise DeadEnvironment(f"{prompt.label} holds {error}, which cannot be sent") from error
-        worker = self._least_busy()
-        worker.busy += 1
-        try:
-            child = await worker.child()
-        except BaseException:
-            worker.busy -= 1
-            raise
-        acting = self._acting[key] = _Acting(environment=name, child=child)
+        acting = self._acting[key] = await self._placed(key, name)
         request = {"do": "open", "row": row, "seed": seed_of(key)}
         answer = await self._ask(key, acting, request, limit_s)
         text = answer.get("text")
         return text if isinstance(text, str) else None
+
+    async def _placed(self, key: str, environment: str) -> _Acting:
+        """Give an episode a process, which may have to be started.
+
+        Raises:
+            DeadEnvironment: the episode was given up meanwhile.
+        """
+        opening = self._opening[key] = object()
+        worker = self._least_busy()
+        worker.busy += 1
+        try:
+            child = await worker.child()
+            if self._opening.get(key) is not opening:
+                worker.keep(child)
+                raise DeadEnvironment(f"episode {key!r} was given up before it began")
+        except BaseException:
+            worker.busy -= 1
+            raise
+        finally:
+            if self._opening.get(key) is opening:
+                del self._opening[key]
+        return _Acting(environment=environment, child=child)
 
     async def _call(self, key: str, calls: Sequence[ToolCall]) -> Sequence[Observation]:
         """Make the calls of a turn; an episode that cannot go on is over."""
@@ -175,6 +196,7 @@ class WorkerEnvironments:
                     break
                 if len(answers) == len(calls):
                     turn = {"done": False, "reward": None}
+        acting.seconds += sum(seconds for _, seconds in answers.values())
         kinds = [shown.kind for shown, _ in answers.values()]
         self.counts.update(kinds)
         acting.is_late |= "late" in kinds
@@ -202,10 +224,11 @@ class WorkerEnvironments:
         Raises:
             ChildLost: it gave no answer to the first call that is not among ``answers``.
         """
-        limit_s = self.plan.limits.call_s
+        limit_s, episode_s = self.plan.limits.call_s, self.plan.limits.episode_s
+        left_s = episode_s - acting.seconds - sum(seconds for _, seconds in answers.values())
         sent = [{"name": call.name, "arguments": dict(call.arguments)} for call in calls]
         request = {"do": "call", "environment": acting.environment, "calls": sent}
-        await acting.child.send({**request, "limit_s": limit_s})
+        await acting.child.send({**request, "limit_s": limit_s, "left_s": left_s})
         while True:
             message = await acting.child.receive(limit_s)
             if "fault" in message:
@@ -232,6 +255,7 @@ class WorkerEnvironments:
         return Outcome(reward=reward, state=dict(outcome.get("state", {})), environment=name)
 
     async def _drop(self, key: str) -> None:
+        self._opening.pop(key, None)
         if key in self._acting:
             acting = self._acting[key]
             acting.is_late = True
@@ -295,6 +319,7 @@ class WorkerEnvironments:
         return min(self._workers, key=lambda worker: worker.busy)
 
     async def _end(self) -> None:
+        self._opening.clear()
         for key, acting in list(self._acting.items()):
             acting.is_late = True
             self._free(key, acting)

@@ -31,8 +31,11 @@ from rollouts.values import from_json
 
 AGAIN_S = 1.0
 """Seconds after which a call that swallowed its interruption is interrupted again."""
+SHORTEST_S = 0.001
+"""Seconds below which no call is begun: a timer of none would never end it."""
 LOOP_S = 0.5
 """Seconds that async calls have to end after their deadline before the loop itself is interrupted."""
+NO_TIME = "not called: the episode has no time left for calls"
 
 
 class Late(BaseException):
@@ -80,30 +83,38 @@ class Instance:
         return shown.text
 
     def call(
-        self, calls: Sequence[Mapping[str, Any]], limit_s: float
+        self, calls: Sequence[Mapping[str, Any]], limit_s: float, left_s: float
     ) -> Iterator[tuple[int, ToolText, float]]:
         """Make the calls of one turn; yield the place of each, what it brought, and its seconds.
 
         Args:
             limit_s: for each call.
+            left_s: for all of them, what the episode has left; calls beyond it are not made.
         """
         waiting: dict[int, Awaitable[Any]] = {}
         for index, request in enumerate(calls):
+            allowed_s = min(limit_s, left_s)
+            if allowed_s < SHORTEST_S:
+                yield index, error_text(NO_TIME, "late", self._most), 0.0
+                continue
             since = perf_counter()
-            result = self._attempt(request["name"], request["arguments"], limit_s)
+            result = self._attempt(request["name"], request["arguments"], allowed_s)
+            left_s -= (seconds := perf_counter() - since)
             if isinstance(result, ToolText):
-                yield index, result, perf_counter() - since
+                yield index, result, seconds
             else:
                 waiting[index] = result
         if waiting:
-            yield from self._gathered(waiting, limit_s)
+            yield from self._gathered(waiting, max(SHORTEST_S, min(limit_s, left_s)))
 
     def turn(self, limit_s: float) -> dict[str, Any]:
         """Return what the environment says of the turn: its reward, and if the episode is over."""
         reward = None
         if callable(getattr(type(self._object), GET_TURN_REWARD, None)):
             reward = self._number(GET_TURN_REWARD, limit_s)
-        return {"reward": reward, "done": getattr(self._object, "done", False) is True}
+        with _fault("the attribute done", limit_s):
+            is_done = getattr(self._object, "done", False) is True
+        return {"reward": reward, "done": is_done}
 
     def close(self, messages: Sequence[Mapping[str, Any]], limit_s: float) -> dict[str, Any]:
         """Return the reward of the episode, None where the environment gives none, and its state.

@@ -128,7 +128,9 @@ def _answer(channel: socket.socket, instance: Instance, request: Mapping[str, An
         case "open":
             send_message(channel, {"text": instance.open(request["row"], request["seed"], limit_s)})
         case "call":
-            for index, shown, seconds in instance.call(request["calls"], limit_s):
+            for index, shown, seconds in instance.call(
+                request["calls"], limit_s, request["left_s"]
+            ):
                 answer = {"index": index, "text": shown.text, "kind": shown.kind, "s": seconds}
                 send_message(channel, answer)
             send_message(channel, {"turn": instance.turn(limit_s)})

@@ -53,8 +53,10 @@ class EpisodesTicket:
             while len(self._results) < len(self.loop.requests):
                 news = self._news.get()
                 if isinstance(news, BaseException):
+                    self._news.put(news)  # Whoever asks once more gets the same.
                     raise news
                 if news is None:
+                    self._news.put(None)
                     raise RunError("episodes were given up while somebody waited for them")
                 self._results |= dict(news)
                 yield news
@@ -78,7 +80,8 @@ class EpisodesTicket:
                 self._news.put(delivery)
         except BaseException as error:  # It is raised where somebody waits for the results.
             self._news.put(error)
-        self._news.put(None)
+        else:
+            self._news.put(None)
 
 
 def acts(environments: Environments, prompts: Sequence[Prompt]) -> bool:

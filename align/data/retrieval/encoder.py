@@ -61,7 +61,8 @@ class RetrievingEncoder(PromptEncoder):
         """Return the documents that fit a prompt, best first."""
         if prompt.messages is None:
             return self.index.search(prompt.text or "")
-        return self.index.search(question_of(prompt.messages))
+        question = question_of(prompt.messages)
+        return self.index.search(question) if question.strip() else ()
 
     def reading(self, prompt: Prompt, limit: int, tools: Sequence[Any] = ()) -> Prompt:
         """Return a prompt behind as many of its documents as fit ``limit`` tokens."""

@@ -84,13 +84,15 @@ class SearchEnvironments:
         answered: Future[Sequence[Observation]] = Future()
 
         def join(others: Future[Sequence[Observation]]) -> None:
-            if (error := others.exception()) is not None:
+            try:
+                observations = iter(others.result())
+                answers = [
+                    self._answer(c) if c.name == SEARCH else next(observations) for c in calls
+                ]
+            except BaseException as error:  # Nobody else would hear of it: this is a callback.
                 answered.set_exception(error)
-                return
-            observations = iter(others.result())
-            answered.set_result(
-                [self._answer(c) if c.name == SEARCH else next(observations) for c in calls]
-            )
+            else:
+                answered.set_result(answers)
 
         self.others.call(key, rest).add_done_callback(join)
         return answered

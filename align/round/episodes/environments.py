@@ -39,7 +39,8 @@ def check_environments(
         check_rewarded(plan, described, turns=True)
     check_rows(plan, described, prompts)
     first = {plan.name_for(prompt): prompt for prompt in reversed(prompts)}
-    environments = WorkerEnvironments(plan, spec.episode.rules())
+    environments = encoder.acting_in(WorkerEnvironments(plan, spec.episode.rules()))
+    assert environments is not None, "an encoder adds to them"
     check_episodes(environments, list(first.values()), encoder, plan.where)
 
 

@@ -66,11 +66,11 @@ def _json_rows(text: str) -> list[list[str]] | None:
         return None
     try:
         rows = json.loads(text)
-    except ValueError:
+        if not all(isinstance(row, list) for row in rows):
+            return None
+        return [[str(part) for part in row] for row in rows]
+    except (ValueError, RecursionError):
         return None
-    if not all(isinstance(row, list) for row in rows):
-        return None
-    return [[str(part) for part in row] for row in rows]
 
 
 def _plain(row: Sequence[str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
+from threading import Lock
 from typing import Any
 
 from rollouts.episodes.environment import Schema
@@ -54,6 +55,7 @@ class VLLMParser:
     def __init__(self, name: str, model: str) -> None:
         self._name, self._model = name, model
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = Lock()
 
     def parse(self, turn: TurnTokens, schemas: Sequence[Schema]) -> ParsedTurn:
         """Return the calls of a turn.
@@ -61,12 +63,14 @@ class VLLMParser:
         Raises:
             RunError: the parser does not start with this tokenizer.
         """
-        if self._process is None:
-            self._process = self._start()
-        question = {"text": turn.text, "schemas": list(schemas)}
-        answer = self._answer(json.dumps(question), PARSE_S)
+        question = json.dumps({"text": turn.text, "schemas": list(schemas)})
+        with self._lock:  # Episodes of two steps may go on at once, each in a thread of its own.
+            if self._process is None:
+                self._process = self._start()
+            answer = self._answer(question, PARSE_S)
+            if answer is None:
+                self.close()
         if answer is None:
-            self.close()
             return _unread(
                 turn, f"the parser {self._name} of vLLM ended or took over {PARSE_S:g} s"
             )

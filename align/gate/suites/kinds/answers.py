@@ -170,7 +170,7 @@ class AnswerSuite(PromptSuite):
 
         if self.sampling is not None:
             max_tokens = self.sampling.max_tokens
-            acting = None if self.acting is None else self.acting.environments
+            acting = encoder.acting_in(None if self.acting is None else self.acting.environments)
             where = f"suite {self.name!r}"
             if acting is not None:
                 check_episodes(acting, self.pool, encoder, where)

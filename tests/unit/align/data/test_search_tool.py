@@ -133,6 +133,22 @@ def test_an_environment_that_dies_in_a_call_is_dead() -> None:
         both.call("k", [search("paris"), ToolCall("add", {})]).result()
 
 
+def test_a_search_that_fails_beside_other_calls_ends_its_episode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A future that nobody completes would be waited for until the round is stopped."""
+    environments = searching(Calculator())
+
+    def fail(self: DocumentIndex, question: str) -> None:
+        raise RuntimeError("no memory for vectors")
+
+    monkeypatch.setattr(DocumentIndex, "search", fail)
+    environments.open("a", ACTS).result()
+    calls = [ToolCall("search", {"query": "Paris"}), ToolCall("add", {})]
+    with pytest.raises(RuntimeError, match="no memory"):
+        environments.call("a", calls).result(timeout=10)
+
+
 def test_an_encoder_lets_its_policy_search_wherever_it_acts() -> None:
     plain = PromptEncoder(build_tokenizer())
     encoder = SearchingEncoder(plain, searching().index, LIMITS)

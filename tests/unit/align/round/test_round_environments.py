@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align.config.campaign import CampaignConfig
+from align.config.retrieval.settings import RetrievalConfig
+from align.data.retrieval.index import DocumentIndex
+from align.data.retrieval.tool import SearchingEncoder
 from align.gate.suites.kinds.acting import acting_of
 from align.round.episodes.environments import check_environments, open_environments, try_environment
-from rollouts.episodes.environment import ToolCall
+from rollouts.episodes.environment import EpisodeRules, ToolCall
 from rollouts.errors import UserError
 from rollouts.types import Prompt
 from tests.unit.acting import encoder
@@ -64,6 +68,21 @@ def test_rounds_are_checked_with_their_rows(
         return check_environments(config, spec, prompts, encoder())
     with pytest.raises(UserError, match=says):
         check_environments(config, spec, prompts, encoder())
+
+
+def test_a_tool_of_a_round_is_not_named_like_the_search(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tool = 'def search(query: str) -> str:\n    """Search.\n\n    Args:\n        query: words.\n    """\n'
+    (tmp_path / "tools.py").write_text(tool)
+    config = campaign(act={"tools": [f"{tmp_path}/tools.py:search"], "rewards": ["length"]})
+    described(monkeypatch, config)
+    index = DocumentIndex(settings=RetrievalConfig(form="tool"))
+    check_environments(config, config.rounds[0], [asks("act")], encoder())
+    chat = Prompt(id="p", messages=({"role": "user", "content": "Go."},), round="act")
+    searching = SearchingEncoder(encoder(), index, EpisodeRules())
+    with pytest.raises(UserError, match="two tools are called 'search'"):
+        check_environments(config, config.rounds[0], [chat], searching)
 
 
 def test_every_prompt_acts_in_the_environment_of_its_round(

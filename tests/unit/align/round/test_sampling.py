@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
+from align.round import round as round_module
 from align.round.rollout_table import find_table, load_records
-from align.round.sampler import fresher_share
+from align.round.sampler import PendingStep, StepSampler, fresher_share
 from rollouts.engines.protocol import SampleRequest, Ticket, WeightUpdate
+from rollouts.errors import RunError
 from rollouts.types import Completion, Prompt, RolloutGroup, ScoredGroup, WeightSpan
+from tests.patience import patient
+from tests.unit.acting import LocalEnvironments
 from tests.unit.align.round.test_round import Ran
 from tests.unit.campaigns import Watcher, campaign, rounds
 from tests.unit.hf_engine import HFEngine
+from tests.unit.rollouts.episodes.test_conversing import begun
+from tests.unit.rollouts.episodes.test_conversing import engine as talking_engine
 
 REWARDS = Path(__file__).parents[2] / "sampling_rewards.py"
 
@@ -293,3 +301,35 @@ def test_what_a_request_asks_depends_on_the_step_alone(tmp_path: Path) -> None:
         asked.append(found)
     ids = [{(r.id, r.seed, r.n) for r in found} for found in asked]
     assert ids[0] == ids[1]
+
+
+def test_episodes_that_are_sampled_ahead_end_with_the_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In their thread they would go on beside what comes next, and open environments anew."""
+    released = threading.Event()
+    environments = LocalEnvironments({"tell": lambda text: released.wait(patient(60.0))})
+    ahead = begun(talking_engine(), environments, "ab")
+    unused: Any = None
+
+    def fail(*_: object) -> int:
+        raise RuntimeError("the reward was fooled")
+
+    def sampler(**settings: Any) -> StepSampler:
+        pending = PendingStep(draw=unused, pending=ahead, engine_step=0)
+        return StepSampler(**settings, _pending={1: pending})
+
+    monkeypatch.setattr(round_module, "penalties_of", lambda plan: None)
+    monkeypatch.setattr(round_module, "StepSampler", sampler)
+    monkeypatch.setattr(round_module, "resume", fail)
+    plan: Any = SimpleNamespace(spec=None)
+    session: Any = SimpleNamespace(
+        begin=lambda *_: None, engine=None, encoder=None, learner=SimpleNamespace(weights=None),
+        observer=SimpleNamespace(note=None),
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="fooled"):
+        round_module.train(plan, session)
+    released.set()
+    assert set(environments.dropped) == {"3/0/a/0", "3/1/b/0"}
+    with pytest.raises(RunError, match="given up"):
+        ahead.groups()

@@ -61,8 +61,13 @@ def test_a_chat_is_answered_behind_the_documents_of_its_last_user_message(
     asked = {"role": "user", "content": "rev 2"}
     shown = read(reader, messages=[*turns, asked], max_completion_tokens=3)["messages"]
     assert shown == [*turns, {"role": "user", "content": "rev 2 rev 1 1 1 rev 2"}]
-    parts = {"role": "user", "content": [{"type": "text", "text": "rev 2"}]}
-    assert read(reader, messages=[parts])["messages"] == [parts]
+    text, image = {"type": "text", "text": "rev 2"}, {"type": "image_url", "image_url": {"url": ""}}
+    parts = {"role": "user", "content": [text]}
+    shown = read(reader, messages=[parts], max_completion_tokens=3)["messages"]
+    assert shown == [{"role": "user", "content": "rev 2 rev 1 1 1 rev 2"}]
+    for content in ([text, image], [{"type": "text", "text": "sort 9"}], [text, {}]):
+        other = {"role": "user", "content": content}
+        assert read(reader, messages=[other], max_completion_tokens=3)["messages"] == [other]
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"null", b'{"messages": []}', b'{"input": "rev"}'])

@@ -9,7 +9,9 @@ import pytest
 
 from rewards.environments.environments import DeadEnvironment, WorkerEnvironments
 from rewards.environments.plan import EnvironmentLimits, EnvironmentsPlan
+from rewards.isolation.process import Plan, Worker
 from rollouts.episodes.environment import Observation, ToolCall
+from rollouts.errors import RunError
 from rollouts.types import Prompt
 from tests.patience import patient
 from tests.unit.described import WORLDS, describe_here
@@ -162,6 +164,52 @@ def test_an_episode_that_is_given_up_ends_its_call(counters: WorkerEnvironments)
     assert counters.open("up", asks(start=1)).result() == "Count from 1."
     assert answer(counters.call("up", [call("increment", by=1)]))[0].text == "2"
     counters.close("up").result()
+
+
+@pytest.mark.parametrize("ends", ["drop", "shutdown"])
+def test_an_episode_that_is_given_up_while_a_worker_starts_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    made: list[Worker] = []
+
+    def start(plan: Plan) -> Worker:
+        made.append(Worker(plan))
+        return made[0]
+
+    monkeypatch.setattr("rewards.environments.children.Worker", start)
+    environments = opened(monkeypatch, environments={"": f"{WORLDS}:Counter"})
+    opening = environments.open("a", asks())
+    if ends == "drop":
+        environments.drop("a")
+    else:
+        environments.shutdown()
+    with pytest.raises(RunError, match=r"before (it|an episode) began"):
+        opening.result(timeout=patient(60.0))
+    if ends == "drop":
+        assert [worker.busy for worker in environments._workers] == [0]
+        assert environments.open("a", asks(start=1)).result() == "Count from 1."
+        environments.shutdown()
+    (worker,) = made
+    assert worker._keeper.poll() is not None
+
+
+def test_calls_of_one_turn_share_the_time_of_the_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = EnvironmentLimits(call_s=patient(60.0), episode_s=patient(0.5))
+    settings = {"tools": (f"{WORLDS}:add", f"{WORLDS}:python", f"{WORLDS}:wait"), "limits": limits}
+    with opened(monkeypatch, **settings) as environments:
+        environments.open("a", asks()).result()
+        calls = [
+            call("add", a=1),
+            call("python", code="__import__('time').sleep(1000)"),
+            call("python", code="__import__('time').sleep(1000)"),
+            call("wait", seconds=1000),
+        ]
+        two, late, *rest = answer(environments.call("a", calls))
+        assert two.text == "2" and "no answer within" in late.text and late.failed
+        assert all("no time left" in each.text and each.seconds == 0.0 for each in rest)
+        assert two.seconds + late.seconds >= limits.episode_s
+        (none,) = answer(environments.call("a", [call("add", a=1)]))
+        assert none.failed and "no time left" in none.text
 
 
 def test_functions_without_an_object_outlive_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,8 @@ def test_triples_are_compared_as_sets() -> None:
     as_json = '[["Ada", "born in", "London"], ["Ada", "wrote", "Notes"]]'
     assert triples([as_json], ["Ada|born in|London\nAda|wrote|Notes"]) == [1.0]
     assert metric("triple_f1", parts=2)(["Ada | PER"], [[["Ada", "PER"]]]) == [1.0]
-    assert triples(["[broken"], [right]) == [0.0]
+    for broken in ("[broken", "[" * 100_000, f"[[{'[' * 900}{']' * 900}]]", f"[[{'9' * 9000}]]"):
+        assert triples([broken], [right]) == [0.0]
     assert triples([""], [[]]) == [1.0]
 
 
