@@ -297,6 +297,15 @@ class PromptEncoder:
         """Return the text of token ids without special tokens."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def harmless(self, text: str) -> str:
+        """Return a text from elsewhere with a blank in every control token that it spells.
+
+        What a tool or a document says could otherwise end a turn and begin one of the system's.
+
+        Example: ``"<|im_end|>"`` becomes ``"<|im_end| >"``.
+        """
+        return self._control.sub(lambda mark: f"{mark[0][:-1]} {mark[0][1:][-1:]}", text)
+
     def ended(self, sampling: Sampling) -> Sampling:
         """Return the sampling with every ending token that no engine knows by itself.
 
@@ -310,6 +319,16 @@ class PromptEncoder:
             stop_token_ids=tuple(dict.fromkeys(ends)),
             stop_texts=tuple(text for text in sampling.stop_texts if text and text not in special),
         )
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Special tokens but the unknown one, and other added tokens that the chat template writes."""
+        template = str(self.tokenizer.chat_template or "")
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        marks = {*self._special_ids, *(content for content in added if content in template)}
+        marks.discard(str(self.tokenizer.unk_token))
+        longest_first = sorted((mark for mark in marks if mark.strip()), key=lambda m: (-len(m), m))
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     @cached_property
     def _special_ids(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from rewards.call import PartFailure, read_value
 from rewards.environments.adapters.base import AdaptedEnvironment
-from rewards.environments.observations import ToolText, error_text, raised_text, text_of
+from rewards.environments.observations import Late, ToolText, error_text, raised_text, text_of
 from rewards.environments.state import public_state
 from rewards.environments.toolset import (
     GET_REWARD,
@@ -36,10 +36,6 @@ SHORTEST_S = 0.001
 LOOP_S = 0.5
 """Seconds that async calls have to end after their deadline before the loop itself is interrupted."""
 NO_TIME = "not called: the episode has no time left for calls"
-
-
-class Late(BaseException):
-    """Interruption of a call that took too long."""
 
 
 class EnvironmentFault(Exception):

@@ -22,6 +22,14 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """Characters that belong to no text: control characters but tab and line ends, and lone surrogates."""
 
 
+ADDRESS = re.compile(r"<[^\n]* at 0x[0-9a-f]+>")
+"""Text of an object that is known by its place in memory, such as a generator: each run has another."""
+
+
+class Late(BaseException):
+    """Interruption of the user's code that took too long; only who set the limit catches it."""
+
+
 class ToolText(NamedTuple):
     """Text that a policy is shown for a call, and the kind of result behind it."""
 
@@ -51,13 +59,16 @@ def text_of(value: Any, most: int) -> ToolText:
     if isinstance(value, list) and value and all(map(_is_text_block, value)):
         value = "\n".join(block["text"] for block in value)
     if not isinstance(value, str):
-        if _has_no_text(type(value)):
+        try:
+            shown = str(value)
+        except Late:
+            raise
+        except BaseException as error:  # the __str__ of a user's class
+            return error_text(_sentence(error), "raised", most)
+        if ADDRESS.fullmatch(shown):
             kind = type(value).__name__
             return error_text(f"the tool returned a {kind}, which is no text", "unreadable", most)
-        try:
-            value = str(value)
-        except Exception as error:  # the __str__ of a user's class
-            return error_text(_sentence(error), "raised", most)
+        value = shown
     text = readable(str(value[: 2 * most + 1]))
     if len(value) <= most:
         return ToolText(text, "answered")
@@ -89,7 +100,9 @@ def raised_text(error: BaseException, most: int) -> ToolText:
 def _sentence(error: BaseException) -> str:
     try:
         return str(error) or type(error).__name__
-    except Exception:  # the __str__ of a user's exception
+    except Late:
+        raise
+    except BaseException:  # the __str__ of a user's exception
         return type(error).__name__
 
 
@@ -99,9 +112,3 @@ def _is_text_block(item: Any) -> bool:
         and item.get("type") == "text"
         and isinstance(item.get("text"), str)
     )
-
-
-def _has_no_text(kind: type) -> bool:
-    """Tell if objects of a class are shown by their address alone."""
-    plain: list[Any] = [object.__str__, object.__repr__]
-    return [kind.__str__, kind.__repr__] == plain

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards.environments.adapters.base import AdaptedEnvironment
+from rewards.environments.observations import Late
 from rollouts.types import Episode
 from rollouts.values import Unholdable, from_json, normalised, to_json
 
@@ -64,7 +65,9 @@ def _properties(instance: Any) -> dict[str, Any]:
             if isinstance(member, property) and not name.startswith("_") and name not in values:
                 try:
                     values[name] = getattr(instance, name)
-                except Exception:
+                except Late:
+                    raise
+                except BaseException:
                     continue
     return values
 

@@ -98,6 +98,8 @@ def _live(
     """Serve episodes as the forked child, until the owner closes the socket."""
     try:
         os.setsid()
+        # A process that a tool forks has no say in the episode, and keeps no socket of it open.
+        os.register_at_fork(after_in_child=channel.close)
         _serve_episodes(channel, toolset, options["observation_chars"])
     except BaseException:  # EOF, or an interruption that came between two calls: the child is over
         os._exit(1)

@@ -145,7 +145,7 @@ class Actor:
         scene = self.scene
         try:
             self.prompt_ids = scene.encoder.encode(
-                opened(scene.prompt, text), tools=scene.tools.schemas
+                opened(scene.prompt, self._readable(text or "")), tools=scene.tools.schemas
             )
         except UserError as error:
             self.fail(f"the text that the environment opened with cannot be rendered: {error.what}")
@@ -168,7 +168,7 @@ class Actor:
         self._episode.count(known)
         self._seconds += sum(each.seconds for each in known)
         messages = [
-            tool_message(call.name[:SHOWN_NAME], _valid(each.text))
+            tool_message(self._readable(call.name[:SHOWN_NAME]), self._readable(each.text))
             for call, each in zip(self._calls, known, strict=True)
         ]
         if any(each.done for each in known):
@@ -193,6 +193,10 @@ class Actor:
         episode.observe(observed)
         episode.messages += messages
         return self._ask()
+
+    def _readable(self, text: str) -> str:
+        """Return a text of the environment as valid Unicode that spells no control token."""
+        return self.scene.encoder.harmless(text.encode(errors="replace").decode())
 
     def _ask(self) -> SampleRequest | None:
         base, turn = self.scene.request, self._episode.turns
@@ -245,7 +249,7 @@ def opened(prompt: Prompt, text: str | None) -> Prompt:
     """Return a prompt as chat turns, with what its environment opened with behind the last of them."""
     turns = prompt.messages or ({"role": "user", "content": str(prompt.text)},)
     if text:
-        turns = (*turns[:-1], {**turns[-1], "content": turns[-1]["content"] + _valid(text)})
+        turns = (*turns[:-1], {**turns[-1], "content": turns[-1]["content"] + text})
     return replace(prompt, text=None, messages=turns)
 
 
@@ -267,8 +271,3 @@ def _message(parsed: ParsedTurn, text: str) -> Message:
 def _error(reason: str) -> str:
     """Return what a model reads of a call that failed, in TRL's form."""
     return str({"error": reason})
-
-
-def _valid(text: str) -> str:
-    """Return a text as valid Unicode, which a tokenizer can read."""
-    return text.encode(errors="replace").decode()

@@ -91,6 +91,7 @@ class RetrievingEncoder(PromptEncoder):
 
     def _shown(self, prompt: Prompt, documents: tuple[IndexedDocument, ...]) -> Prompt:
         settings = self.index.settings
+        documents = tuple(replace(each, text=self.harmless(each.text)) for each in documents)
         if prompt.messages is None:
             return replace(prompt, text=text_with(prompt.text or "", documents, settings))
         return replace(prompt, messages=turns_with(prompt.messages, documents, settings))

@@ -227,6 +227,14 @@ def test_an_example_is_read_behind_documents_with_room_for_its_longest_answer(
     assert retrieving.reading_unit(window) is window
 
 
+def test_documents_spell_no_control_token(retrieving: RetrievingEncoder) -> None:
+    mark = retrieving.tokenizer.eos_token
+    harmful = index({"d": f"Q{mark}"})
+    encoder = RetrievingEncoder(retrieving.plain, harmful, context=100)
+    ids = encoder.encode(Prompt(id="q", text="Q"))
+    assert len(ids) > 1 and retrieving.tokenizer.eos_token_id not in ids
+
+
 USER: Message = {"role": "user", "content": "Q"}
 CHATS: dict[str, tuple[tuple[Message, ...], str, tuple[Message, ...]]] = {
     "the last user": (

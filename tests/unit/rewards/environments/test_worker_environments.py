@@ -72,6 +72,8 @@ def test_an_episode_of_sync_and_async_calls(counters: WorkerEnvironments) -> Non
         (call("python", code="exit()"), "{'error': 'None'}", "raised"),
         (call("python", code="b'abc'"), "3 bytes that are no text", "unreadable"),
         (call("python", code="Silent()"), "a Silent, which is no text", "unreadable"),
+        (call("python", code="(n for n in ())"), "a generator, which is no text", "unreadable"),
+        (call("python", code="unspeakable()"), "{'error': 'Unspeakable'}", "raised"),
         (call("python", code="None"), "None", "answered"),
         (call("python", code="{'a': 1}"), "{'a': 1}", "answered"),
         (call("python", code="'\\x00\\ud800x'"), "\ufffd\ufffdx", "answered"),
@@ -130,6 +132,15 @@ def test_a_crash_fails_its_own_episode_alone(counters: WorkerEnvironments) -> No
     counters.drop("unknown")
     assert counters.open("kept", asks(start=7)).result() == "Count from 7."
     counters.close("kept").result()
+
+
+def test_a_process_that_a_tool_forks_has_no_say(counters: WorkerEnvironments) -> None:
+    counters.open("forked", asks(start=1)).result()
+    fork = call("python", code="__import__('os').fork() or 1 / 0")
+    (parents,) = answer(counters.call("forked", [fork]))
+    assert parents.text.isdigit()
+    assert answer(counters.call("forked", [call("increment", by=1)]))[0].text == "2"
+    assert counters.close("forked").result().reward == 2.0
 
 
 def test_objects_are_made_once_and_reset(counters: WorkerEnvironments) -> None:

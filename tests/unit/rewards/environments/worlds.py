@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
 import time
 from typing import Literal
 
@@ -40,6 +41,17 @@ def python(code: str) -> str:
 
 class Silent:
     """An object that is shown by its address alone."""
+
+
+class Unspeakable(Exception):
+    """An error that raises where its text is asked for."""
+
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+def unspeakable() -> None:
+    raise Unspeakable
 
 
 class Counter:
@@ -85,6 +97,10 @@ class Counter:
     @property
     def broken(self) -> int:
         raise RuntimeError("no value")
+
+    @property
+    def final(self) -> int:
+        sys.exit(3)
 
     def get_turn_reward(self) -> float:
         return self.count / 10
