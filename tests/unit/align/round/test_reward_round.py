@@ -140,6 +140,7 @@ class Round:
                 optimizer=SETTINGS.optimizer,
             ),
             mixture=SimpleNamespace(examples=ExampleStream(learn, 7)),
+            documents=None, documents_change=None,
         )  # fmt: skip
 
     def run(self) -> Any:
