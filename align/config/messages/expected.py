@@ -61,7 +61,11 @@ def expectation(annotation: Any) -> str:
     if _origin(bare) in (tuple, list):
         return _list_words(bare, metadata)
     if isinstance(bare, type) and issubclass(bare, BaseModel):
-        fields = sorted(bare.model_fields.items(), key=lambda item: not item[1].is_required())
+        declared = bare.__annotations__
+        fields = sorted(
+            bare.model_fields.items(),
+            key=lambda item: (not item[1].is_required(), item[0] not in declared),
+        )
         keys = [field.alias or name for name, field in fields][:3]
         return f"a mapping with keys such as {' and '.join([', '.join(keys[:-1]), keys[-1]][-len(keys) :])}"
     words_of_type = WORDS.get(_origin(bare), "another value")
