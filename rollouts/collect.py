@@ -193,7 +193,7 @@ def check_lengths(
     too_long = [i for i, length in enumerate(lengths) if length + max_tokens > max_model_len]
     if too_long:
         worst = max(too_long, key=lambda i: lengths[i])
-        beginning = (prompts[worst].text or str(prompts[worst].messages))[:60]
+        beginning = beginning_of(prompts[worst])
         others = first_places(
             [prompts[i].location for i in too_long if i != worst and prompts[i].location]
         )
@@ -207,6 +207,11 @@ def check_lengths(
             remedy="shorten or drop these prompts, lower sampling.max_tokens, "
             "or raise rollouts.max_model_len",
         )
+
+
+def beginning_of(prompt: Prompt, most: int = 60) -> str:
+    """Return the first characters of a prompt, or of the last message of a chat."""
+    return str(prompt.messages[-1]["content"] if prompt.messages else prompt.text)[:most]
 
 
 def _request(

@@ -90,7 +90,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
     >>> nearest("exact_mach", ["exact_match", "length"])
     "did you mean 'exact_match'? Known: exact_match, length"
     """
-    listing = "Known: " + ", ".join(sorted(known))
+    listing = "Known: " + (", ".join(sorted(known)) or "none")
     close = closest(name, known)
     return f"did you mean {close!r}? {listing}" if close is not None else listing
 

@@ -31,6 +31,7 @@ from align.algorithms.importance import ImportanceConfig
 from align.config.data import ExamplesConfig, Prompts, PromptsConfig, sourced
 from align.config.episodes.rules import (
     check_acting,
+    check_counts,
     check_episode,
     with_environment_reward,
 )
@@ -464,6 +465,7 @@ class CampaignConfig(StoreSettings):
                     "use parent or base for new and general prompts"
                 )
         check_bank(self)
+        check_counts(self)
         if self.store and self.store in (*self.references.alone, self.references.joint):
             raise ValueError(
                 f"references: {self.store} is this campaign's own store; name those of other campaigns"

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING
 from align.config.rewards import RewardConfig
 
 if TYPE_CHECKING:
-    from align.config.campaign import RoundConfig, RoundSettings
+    from align.config.campaign import CampaignConfig, RoundConfig, RoundSettings
     from align.config.gate import SuiteConfig
 
 ENVIRONMENT_REWARD = "environment"
 """Name of the reward that an environment gives an episode by its ``get_reward``."""
+OF_ENVIRONMENTS = {
+    ENVIRONMENT_REWARD: "the reward that an environment gives by get_reward",
+    "success": "which an environment decides",
+}
+"""Rewards and metrics that abstain without an environment, and what each of them is."""
+OF_EPISODES = ("turns", "calls", "failed_calls")
+"""Rewards and metrics that abstain where no tool can be called."""
 
 
 def with_environment_reward(spec: RoundConfig) -> tuple[RewardConfig, ...]:
@@ -28,11 +35,12 @@ def with_environment_reward(spec: RoundConfig) -> tuple[RewardConfig, ...]:
 
 def check_acting(spec: RoundConfig) -> None:
     """Raise ValueError (rule, value, remedy) where a round cannot use its settings of acting."""
-    names_reward = any(r.name == ENVIRONMENT_REWARD for r in (*spec.rewards, *spec.gold))
-    if names_reward and spec.environment is None:
+    names = [reward.name for reward in (*spec.rewards, *spec.gold)]
+    needing = next((name for name in names if name in OF_ENVIRONMENTS), None)
+    if needing is not None and spec.environment is None:
         raise ValueError(
-            f"rewards names {ENVIRONMENT_REWARD!r}, the reward that an environment gives by get_reward, "
-            "and the round has no environment; set environment to file.py:Class, or remove the reward"
+            f"rewards names {needing!r}, {OF_ENVIRONMENTS[needing]}, and the round has no environment; set "
+            "environment to file.py:Class, or remove the reward"
         )
     if spec.turn_rewards and spec.environment is None:
         raise ValueError(
@@ -81,12 +89,32 @@ def check_acting_suite(suite: SuiteConfig) -> None:
         )
     if suite.turn_rewards:
         raise ValueError("turn_rewards is for rounds, which learn from them; remove it here")
-    if (
-        suite.metric is not None
-        and suite.metric.name == ENVIRONMENT_REWARD
-        and suite.environment is None
-    ):
+    metric = suite.metric.name if suite.metric is not None else ""
+    if metric in OF_ENVIRONMENTS and suite.environment is None:
         raise ValueError(
-            f"metric is {ENVIRONMENT_REWARD!r}, the reward that an environment gives by get_reward, and "
-            "the suite has no environment; set environment to file.py:Class, or choose another metric"
+            f"metric is {metric!r}, {OF_ENVIRONMENTS[metric]}, and the suite has no environment; set "
+            "environment to file.py:Class, or choose another metric"
         )
+
+
+def check_counts(config: CampaignConfig) -> None:
+    """Raise ValueError (rule, value, remedy) where calls are counted and no tool can be called."""
+    retrieval = config.policy.retrieval
+    if retrieval is not None and retrieval.form == "tool":
+        return
+    listed = [
+        (f"rounds.{index}.rewards", [reward.name for reward in (*spec.rewards, *spec.gold)])
+        for index, spec in enumerate(config.rounds)
+        if not spec.acts
+    ] + [
+        (f"suites.{index}.metric", [suite.metric.name])
+        for index, suite in enumerate(config.suites)
+        if suite.metric is not None and not suite.acts
+    ]
+    for where, names in listed:
+        counting = next((name for name in names if name in OF_EPISODES), None)
+        if counting is not None:
+            raise ValueError(
+                f"{where}: {counting!r} counts in episodes, and there are neither tools nor an environment; "
+                "set one of them, or remove it"
+            )

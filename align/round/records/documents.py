@@ -13,6 +13,7 @@ from align.data.retrieval.encoder import RetrievingEncoder
 from align.data.retrieval.index import ChangeCounts, DocumentIndex
 from align.data.retrieval.record import record_of
 from align.data.retrieval.tool import SearchingEncoder
+from align.gate.summary import counted
 from align.round.inputs import Inputs
 from rollouts.types import SnapshotId
 
@@ -82,8 +83,8 @@ def planned_lines(config: CampaignConfig, inputs: Inputs) -> Iterator[str]:
     for spec in config.rounds:
         if (change := inputs.index_changes.get(spec.name)) is not None:
             index, counts = index.changed(change, spec.name)
-            total = len(index.documents)
-            yield f"round {spec.name}: index of {total} documents: {counts.sentence}"
+            total = counted(len(index.documents), "document")
+            yield f"round {spec.name}: index of {total}: {counts.sentence}"
         if index.documents and spec.algorithm.trains_policy:
             for line in _reading_lines(spec.name, index, inputs):
                 yield f"round {spec.name}: {line}"

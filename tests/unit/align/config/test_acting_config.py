@@ -86,6 +86,7 @@ def test_the_environment_is_a_reward_source(settings: dict[str, Any], rewards: l
         ({"tools": ["w.py:f"]}, "rewards; set rewards"),
         ({"environment": {}}, "environment is an empty mapping"),
         ({"rewards": ["environment"]}, "the round has no environment"),
+        ({"rewards": ["success"], "tools": ["w.py:f"]}, "the round has no environment"),
         ({"rewards": ["length"], "turn_rewards": True}, "no environment that could give them"),
         (
             {"rewards": ["length"], "tools": ["w.py:f"], "turn_rewards": True},
@@ -138,6 +139,7 @@ def test_defaults_of_episodes_may_be_for_other_rounds() -> None:
         ({"tools": ["w.py:f"], "metric": "length"}, None),
         ({"tools": ["w.py:f"]}, "needs a metric"),
         ({"metric": "environment"}, "the suite has no environment"),
+        ({"metric": "success", "tools": ["w.py:f"]}, "the suite has no environment"),
         ({"environment": "w.py:W", "turn_rewards": True}, "for rounds"),
         ({"environment": "w.py:W", "against": "base"}, "compares answers in pairs"),
         ({"prompts": None, "text": "t.txt", "environment": "w.py:W"}, "no prompts to act on"),
@@ -152,3 +154,19 @@ def test_suites_take_the_same_keys(settings: dict[str, Any], says: str | None) -
     suite = SuiteConfig.model_validate(values)
     assert suite.metric is not None and suite.acts
     assert SuiteConfig.model_validate(suite.model_dump(mode="json")) == suite
+
+
+@pytest.mark.parametrize("name", ["turns", "calls", "failed_calls"])
+def test_calls_are_counted_where_there_are_any(name: str) -> None:
+    counting = {**ROUND, "rewards": ["length", name]}
+    suite = {"name": "s", "prompts": "h.jsonl", "metric": name}
+    for rounds, suites, where in (
+        ([counting], [], "rounds.0.rewards"),
+        ([{**ROUND, "rewards": ["length"]}], [suite], "suites.0.metric"),
+    ):
+        with pytest.raises(ValidationError, match=f"{where}: '{name}' counts in episodes"):
+            campaign(*rounds, suites=suites)
+    tools = {"tools": ["w.py:f"]}
+    campaign({**counting, **tools}, suites=[{**suite, **tools}])
+    searching = {"model": "m", "retrieval": {"form": "tool"}}
+    campaign(counting, suites=[suite], policy=searching)
