@@ -26,6 +26,7 @@ from rollouts.episodes.environment import EpisodeRules, Observation, Outcome, To
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
 from rollouts.types import Message, Prompt, Sampling
+from tests.patience import patient
 from tests.unit import acting
 
 ACTS, PLAIN, TEXT = (
@@ -146,7 +147,7 @@ def test_a_search_that_fails_beside_other_calls_ends_its_episode(
     environments.open("a", ACTS).result()
     calls = [ToolCall("search", {"query": "Paris"}), ToolCall("add", {})]
     with pytest.raises(RuntimeError, match="no memory"):
-        environments.call("a", calls).result(timeout=10)
+        environments.call("a", calls).result(timeout=patient(10))
 
 
 def test_an_encoder_lets_its_policy_search_wherever_it_acts() -> None:

@@ -18,6 +18,7 @@ from rollouts.episodes.environment import EpisodeRules, Observation
 from rollouts.episodes.ticket import check_episodes
 from rollouts.errors import UserError
 from rollouts.types import Completion, Prompt, RolloutGroup, Sampling, TokenSpan, sampled_positions
+from tests.patience import patient
 from tests.unit.acting import SCHEMAS, SPECIAL, LocalEnvironments, call, encoder, ids, text
 
 END = "<|im_end|>"
@@ -291,7 +292,7 @@ def test_a_step_that_is_asked_again_asks_the_same() -> None:
             if text == first:
                 gate.set()
             else:
-                gate.wait(5)
+                gate.wait(patient(5))
             return text
 
         turns = {0: call("tell", text="a"), 1: call("tell", text="b")}
