@@ -89,6 +89,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
     >>> nearest("exact_mach", ["exact_match", "length"])
     "did you mean 'exact_match'? Known: exact_match, length"
+    >>> nearest("exact_match", [])
+    'Known: none'
     """
     listing = "Known: " + (", ".join(sorted(known)) or "none")
     close = closest(name, known)

@@ -55,7 +55,7 @@ def begun_round(index: int, spec: RoundConfig, session: Session) -> Iterator[Rou
     try:
         yield plan
     except BaseException as error:
-        ledger.commit_round(index, attempt, "failed", None, {"error": str(error) or repr(error)})
+        ledger.commit_round(index, attempt, "failed", None, {"error": failure_of(error)})
         raise
     finally:
         session.training = None
@@ -64,6 +64,16 @@ def begun_round(index: int, spec: RoundConfig, session: Session) -> Iterator[Rou
         if plan.environments is not None:
             plan.environments.shutdown()
     session.store.forget_checkpoints(index, spec.name)
+
+
+def failure_of(error: BaseException) -> str:
+    """Return the reason for which an attempt at a round failed, for the ledger."""
+    signalled = isinstance(error, SystemExit) or (
+        isinstance(error, KeyboardInterrupt) and not str(error)
+    )
+    if signalled:
+        return "the run was interrupted; the next one goes on with it"
+    return str(error) or repr(error)
 
 
 @phase("start-up")

@@ -129,9 +129,10 @@ class StepSampler:
     @phase("sampling")
     def take(self, step: int) -> Step:
         """Wait for the scored groups of a step; those of the next are begun where they may be stale."""
+        self._metrics = {}
         asked_before = self._pending.pop(step, None)
         pending = self._ask(step) if asked_before is None else asked_before
-        self._metrics = {"staleness/steps": float(step - pending.engine_step)}
+        self._metrics["staleness/steps"] = float(step - pending.engine_step)
         scoring = self._begin_scoring(pending)
         if self.plan.spec.sampling.max_staleness and step + 1 < self.plan.spec.steps:
             self._pending[step + 1] = self._ask(step + 1)
@@ -202,16 +203,17 @@ class StepSampler:
         engine_step = self._engine_step if engine_step is None else engine_step
         mixture = self.plan.mixture
         draw = mixture.draw(step) if turn == 0 else mixture.spare(step, turn, count)
-        pending = begin(
-            engine or self.engine,
-            draw.prompts,
-            draw.group_sizes,
-            self.encoder,
-            self.plan.sampling,
-            seed=self.plan.seed + step + turn * self.plan.spec.steps,
-            policy=self.plan.version(engine_step),
-            environments=self.plan.environments,
-        )
+        with self._timed("time/sampling_s"):  # An engine in this process samples within the call.
+            pending = begin(
+                engine or self.engine,
+                draw.prompts,
+                draw.group_sizes,
+                self.encoder,
+                self.plan.sampling,
+                seed=self.plan.seed + step + turn * self.plan.spec.steps,
+                policy=self.plan.version(engine_step),
+                environments=self.plan.environments,
+            )
         return PendingStep(draw=draw, pending=pending, engine_step=engine_step)
 
     def _begin_scoring(self, step: PendingStep, *, replacements: bool = False) -> Scoring:

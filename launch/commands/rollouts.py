@@ -75,14 +75,15 @@ def rollouts_show(
 
 def _episode(record: Record, limit: int | None) -> list[str]:
     """Format an episode: one line on it, then its turns."""
+    from align.gate.summary import counted
     from align.report.episodes import episode_lines
 
-    calls = f"{record['calls']} calls"
+    calls = counted(record["calls"], "call")
     if record["failed_calls"]:
         calls += f", {record['failed_calls']} failed"
     value = record["status"] if record["value"] is None else f"reward {_number(record['value'])}"
     name = f"group {record['group']}, sample {record['sample']}"
-    heading = f"{name}: {value}, {record['turns']} turns, {calls}"
+    heading = f"{name}: {value}, {counted(record['turns'], 'turn')}, {calls}"
     return [heading, *(f"  {line}" for line in episode_lines(record["episode"], limit))]
 
 

@@ -115,6 +115,6 @@ def check_counts(config: CampaignConfig) -> None:
         counting = next((name for name in names if name in OF_EPISODES), None)
         if counting is not None:
             raise ValueError(
-                f"{where}: {counting!r} counts in episodes, and there are neither tools nor an "
-                "environment; set one of them, or remove it"
+                f"{where}: {counting!r} counts in episodes, and there are no tools and no environment; "
+                "set one of them, or remove it"
             )

@@ -50,7 +50,8 @@ class IndexRecord:
     def sentence(self) -> str:
         """Sentence about the index, for a person."""
         changes = self.change.sentence if self.change else "as its parent's"
-        return f"index {self.id[:12]} of {self.documents} documents: {changes}"
+        plural = "" if self.documents == 1 else "s"
+        return f"index {self.id[:12]} of {self.documents} document{plural}: {changes}"
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -68,7 +69,9 @@ class IndexRecord:
             gains = {p: sum(s.gain(p) for s in suites) / len(suites) for p in PARTS}
             most = max(reversed(PARTS), key=lambda part: gains[part])
             shown = ", ".join(f"{part} {gain:+.3f}" for part, gain in gains.items())
-            words.append(f"{NAMES[most]} {verb} most ({shown})")
+            is_equal = len({f"{gain:.3f}" for gain in gains.values()}) == 1
+            winner = f"all three {verb} the same" if is_equal else f"{NAMES[most]} {verb} most"
+            words.append(f"{winner} ({shown})")
         return "; ".join(words)
 
 

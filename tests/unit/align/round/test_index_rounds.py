@@ -216,7 +216,10 @@ def test_a_part_with_more_gain_is_named() -> None:
         "both together gained most (weights +0.100, index +0.400, both +0.400); "
         "the index alone kept most (weights -0.250, index +0.000, both -0.250)"
     )
+    equal = IndexRecord(id="0" * 64, documents=1, parts=(scores("target", 0.5, 0.5, 0.5),))
+    assert equal.verdict == "all three gained the same (weights +0.000, index +0.000, both +0.000)"
     assert IndexRecord(id="0" * 64, documents=1).verdict == ""
+    assert "of 1 document:" in equal.sentence
 
 
 def test_a_round_that_was_stopped_ends_with_the_same_index_and_weights(

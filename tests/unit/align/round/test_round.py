@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -570,3 +571,18 @@ def test_a_round_says_where_its_time_went(two_rounds: Ran) -> None:
     first, _ = evidence.ledger.rounds()
     before = {part.name for part in wall_time(evidence, [first]).before}
     assert {"start-up", "measuring", "weight sync"} <= before
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (SystemExit(143), "was interrupted"),
+        (KeyboardInterrupt(), "was interrupted"),
+        (KeyboardInterrupt("by hand"), "^by hand$"),
+        (RuntimeError(), r"RuntimeError\(\)"),
+    ],
+)
+def test_a_failed_attempt_says_why_in_words(error: BaseException, says: str) -> None:
+    from align.round.planning import failure_of
+
+    assert re.search(says, failure_of(error))

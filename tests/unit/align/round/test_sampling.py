@@ -13,6 +13,7 @@ import pytest
 from align.campaign import run_campaign
 from align.config.campaign import CampaignConfig
 from align.round import round as round_module
+from align.round import sampler as sampler_module
 from align.round.rollout_table import find_table, load_records
 from align.round.sampler import PendingStep, StepSampler, fresher_share
 from rollouts.engines.protocol import SampleRequest, Ticket, WeightUpdate
@@ -333,3 +334,24 @@ def test_episodes_that_are_sampled_ahead_end_with_the_round(
     assert set(environments.dropped) == {"3/0/a/0", "3/1/b/0"}
     with pytest.raises(RunError, match="given up"):
         ahead.groups()
+
+
+def test_an_engine_that_samples_when_it_is_asked_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def sample(*_: object, **__: object) -> str:
+        clock[0] += 5.0
+        return "pending"
+
+    monkeypatch.setattr(sampler_module, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(sampler_module, "begin", sample)
+    draw = SimpleNamespace(prompts=(), group_sizes=())
+    plan: Any = SimpleNamespace(
+        mixture=SimpleNamespace(draw=lambda step: draw), spec=SimpleNamespace(steps=2), seed=0,
+        sampling=None, version=str, environments=None,
+    )  # fmt: skip
+    unused: Any = None
+    settings: Any = {"engine": unused, "encoder": unused, "weights": unused, "note": unused}
+    sampler = StepSampler(plan=plan, **settings)
+    sampler._ask(0)
+    assert sampler._metrics["time/sampling_s"] == 5.0

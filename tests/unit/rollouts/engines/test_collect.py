@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from rollouts.collect import check_lengths, collect
+from rollouts.collect import beginning_of, check_lengths, collect
 from rollouts.engines.protocol import (
     SampleRequest,
     SampleResult,
@@ -148,3 +148,9 @@ def test_check_lengths_names_the_longest_prompt() -> None:
         check_lengths(prompts, encoder(), max_tokens=4, max_model_len=5)
     assert "context of 5; 2 of 3 prompts" in str(caught.value)
     assert "'a a a'" in str(caught.value)
+
+
+def test_a_prompt_is_told_by_its_last_words() -> None:
+    turns = ({"role": "system", "content": "Add."}, {"role": "user", "content": "1 + 1?"})
+    assert beginning_of(Prompt(id="p", messages=turns)) == "1 + 1?"
+    assert beginning_of(Prompt(id="p", text="abc"), most=2) == "ab"
