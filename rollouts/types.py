@@ -178,9 +178,17 @@ def sampled_positions(length: int, observed: Sequence[TokenSpan]) -> list[int]:
 
     Example: `sampled_positions(5, [TokenSpan(1, 3)]) == [0, 3, 4]`
     """
-    ends = [0, *(span.end for span in observed)]
-    starts = [*(span.start for span in observed), length]
-    return [at for pair in zip(ends, starts, strict=True) for at in range(*pair)]
+    return [at for span in sampled_spans(length, observed) for at in range(*span)]
+
+
+def sampled_spans(length: int, observed: Sequence[TokenSpan]) -> list[TokenSpan]:
+    """Return the spans of a completion of ``length`` tokens that a policy sampled: its turns, in order.
+
+    Example: `sampled_spans(5, [TokenSpan(0, 1), TokenSpan(2, 4)]) == [TokenSpan(1, 2), TokenSpan(4, 5)]`
+    """
+    starts = [0, *(span.end for span in observed)]
+    ends = [*(span.start for span in observed), length]
+    return [TokenSpan(*pair) for pair in zip(starts, ends, strict=True) if pair[0] < pair[1]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

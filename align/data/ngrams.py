@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from statistics import fmean
 
-from rollouts.types import Completion, RolloutGroup
+from rollouts.types import Completion, RolloutGroup, sampled_spans
 
 LENGTH = 4
 """Tokens of an n-gram."""
@@ -109,10 +108,8 @@ def _families(
 
 def turns_of(completion: Completion) -> list[tuple[int, ...]]:
     """Return the tokens of every turn that the policy sampled."""
-    bounds = [0, *chain.from_iterable(completion.observed)]
-    ends = [*bounds[1:], len(completion.token_ids)]
-    pieces = zip(bounds[::2], ends[::2], strict=True)
-    return [completion.token_ids[start:end] for start, end in pieces if start < end]
+    spans = sampled_spans(len(completion.token_ids), completion.observed)
+    return [completion.token_ids[start:end] for start, end in spans]
 
 
 def repeated_share(*turns: Sequence[int], n: int = LENGTH) -> float | None:

@@ -24,7 +24,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from align.algorithms.rows import Batch, Floats, Row
-from rollouts.types import Completion, ScoredGroup
+from rollouts.types import Completion, ScoredGroup, sampled_spans
 
 Compared = Callable[[list[list[float | None]]], list[list[float | None]]]
 """Function that compares the rewards of each group's completions; None stands for no reward."""
@@ -114,10 +114,7 @@ def turn_lengths(row: Row) -> list[int]:
     >>> turn_lengths(row)
     [2, 1]
     """
-    starts = [0, *(span.end for span in row.observed)]
-    ends = [*(span.start for span in row.observed), len(row.completion_ids)]
-    lengths = [end - start for start, end in zip(starts, ends, strict=True)]
-    return [length for length in lengths if length]
+    return [end - start for start, end in sampled_spans(len(row.completion_ids), row.observed)]
 
 
 def _credited(row: Row, credit_K: Sequence[float]) -> Row:

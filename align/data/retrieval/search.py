@@ -39,7 +39,11 @@ class Embedder(Protocol):
         ...
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return vectors of unit length, ``N, C``."""
+        """Return the vectors of documents, of unit length, ``N, C``; each is encoded once and kept."""
+        ...
+
+    def vector(self, question: str) -> Vectors:
+        """Return the vector of a question, of unit length, ``C``; only the latest ones are kept."""
         ...
 
     def keep(self, vectors: Mapping[str, Vectors]) -> None:
@@ -91,8 +95,7 @@ class DenseSearch:
 
     def scores(self, question: str) -> Scores:
         """Return the cosine of each document; see `Search`."""
-        (vector_C,) = self._embedder.embed([question])
-        return np.asarray(self._vectors_NC @ vector_C, dtype=np.float32)
+        return np.asarray(self._vectors_NC @ self._embedder.vector(question), dtype=np.float32)
 
 
 def best(scores: Scores, count: int) -> list[int]:

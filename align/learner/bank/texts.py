@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from align.data.base_model import load_tokenizer
 from align.data.retrieval.search import Vectors
 from align.learner.bank.encoding import encoder_of
 
+QUESTIONS = 4096
+"""Questions whose vectors are kept; a policy that searches asks ever new ones."""
+
 
 class TextEmbedder:
     """Encoder of texts whose vectors have unit length; see `align.data.retrieval.search.Embedder`.
 
-    Each text is encoded on its own and once.
+    Each text is encoded on its own.
 
     Args:
         encode: gives the vector of a text.
@@ -30,6 +34,7 @@ class TextEmbedder:
     def __init__(self, encode: Callable[[str], Tensor], identity: EncoderIdentity) -> None:
         self._encode, self._identity = encode, identity
         self._known: dict[str, Vectors] = {}
+        self._asked: OrderedDict[str, Vectors] = OrderedDict()
 
     @property
     def id(self) -> str:
@@ -38,17 +43,31 @@ class TextEmbedder:
         return f"{self._identity.kind}/{self._identity.sha256}{layer}"
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return the vectors of texts, ``N, C``."""
+        """Return the vectors of documents, ``N, C``."""
         for text in texts:
             if text not in self._known:
-                vector = self._encode(text).float().cpu()
-                self._known[text] = normalize(vector, dim=0).numpy()
+                self._known[text] = self._encoded(text)
         rows = [self._known[text] for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self._identity.width), dtype=np.float32)
+
+    def vector(self, question: str) -> Vectors:
+        """Return the vector of a question, ``C``."""
+        vector = self._known.get(question)
+        if vector is None:
+            vector = self._asked.pop(question, None)
+            vector = self._encoded(question) if vector is None else vector
+            self._asked[question] = vector
+            while len(self._asked) > QUESTIONS:
+                self._asked.popitem(last=False)
+        return vector
 
     def keep(self, vectors: Mapping[str, Vectors]) -> None:
         """Take vectors that the same encoder gave before."""
         self._known.update(vectors)
+
+    def _encoded(self, text: str) -> Vectors:
+        vector: Vectors = normalize(self._encode(text).float().cpu(), dim=0).numpy()
+        return vector
 
 
 def embedder_of(policy: PolicyConfig, base: Path) -> TextEmbedder | None:

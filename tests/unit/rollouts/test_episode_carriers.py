@@ -21,6 +21,7 @@ from rollouts.types import (
     TokenSpan,
     WeightSpan,
     sampled_positions,
+    sampled_spans,
 )
 
 EPISODE = Completion(
@@ -46,6 +47,13 @@ GROUP = RolloutGroup(
     policy="a/1",
     seed=0,
 )
+
+
+def test_turns_are_what_lies_between_observations() -> None:
+    spans = [TokenSpan(0, 1), TokenSpan(3, 4), TokenSpan(4, 6)]
+    assert sampled_spans(9, spans) == [TokenSpan(1, 3), TokenSpan(6, 9)]
+    assert sampled_spans(6, spans) == [TokenSpan(1, 3)]
+    assert sampled_spans(2, ()) == [TokenSpan(0, 2)] and sampled_spans(0, ()) == []
 
 
 def test_sampled_tokens_are_those_no_span_covers() -> None:

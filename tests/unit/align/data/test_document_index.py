@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor, tensor
 
 from align.algorithms.rows import Row
+from align.bank.encoder import EncoderIdentity
 from align.config.retrieval.settings import IndexConfig, RetrievalConfig
 from align.data.demo.tokenizer import build_tokenizer
 from align.data.examples.stream import Unit
@@ -22,6 +24,7 @@ from align.data.retrieval.encoder import RetrievingEncoder
 from align.data.retrieval.index import DOCUMENTS, FOLDER, INDEX, VECTORS, DocumentIndex, read_index
 from align.data.retrieval.search import BM25Search
 from align.errors import SnapshotError
+from align.learner.bank import texts as texts_module
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
 from rollouts.types import Message, Prompt
@@ -141,6 +144,9 @@ class Letters:
                 self.known[text] = counts / max(float(np.linalg.norm(counts)), 1e-12)
         return np.stack([self.known[text] for text in texts])
 
+    def vector(self, question: str) -> Any:
+        return self.embed([question])[0]
+
     def keep(self, vectors: Mapping[str, Any]) -> None:
         self.known.update(vectors)
 
@@ -165,6 +171,33 @@ def test_vectors_are_stored_and_only_new_documents_are_encoded(tmp_path: Path) -
     grown = read.changed(IndexChange(texts={"b": "bcc", "c": "ccc"}), "second")[0]
     assert [d.key for d in grown.search("aa")] == ["a"]
     assert later.encoded == ["bcc", "ccc", "aa"]
+
+
+def test_vectors_of_documents_are_kept_and_only_the_latest_of_questions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded: list[str] = []
+
+    def encode(text: str) -> Tensor:
+        encoded.append(text)
+        return tensor([3.0, 4.0])
+
+    monkeypatch.setattr(texts_module, "QUESTIONS", 2)
+    identity = EncoderIdentity(kind="sentences", sha256="0", width=2)
+    embedder = texts_module.TextEmbedder(encode, identity)
+    assert embedder.embed(["a", "b", "c"]).tolist() == [pytest.approx([0.6, 0.8])] * 3
+    for question in (
+        "a",
+        "x",
+        "y",
+        "x",
+        "z",
+        "x",
+        "y",
+    ):  # z takes the place of y, then y that of z.
+        assert embedder.vector(question).tolist() == pytest.approx([0.6, 0.8])
+    embedder.embed(["c"])
+    assert encoded == ["a", "b", "c", "x", "y", "z", "y"]
 
 
 def test_vectors_of_another_encoder_are_refused(tmp_path: Path) -> None:
