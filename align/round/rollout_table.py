@@ -198,7 +198,7 @@ def find_table(
         raise UserError(
             f"no rollouts of step {step} of round {round_name!r} are kept",
             where="--step",
-            cause=f"keep_rollouts is {config.keep_rollouts}",
+            cause=f"steps count from 0, and keep_rollouts is {config.keep_rollouts}",
             remedy=f"kept are {_ranges(sorted(tables))}",
         )
     return step, tables[step]
