@@ -165,15 +165,16 @@ class Ran(NamedTuple):
 def ran(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Ran:
     config = write_campaign(tmp_path_factory.mktemp("episodes"))
     steps: list[StepRecord] = []
+    pools: list[EnginePool] = []
     engines: set[int] = set()
 
     def start(config: CampaignConfig, model: Path, context: int) -> EnginePool:
-        pool = EnginePool(engine_spec(config, model, context), in_flight=True)
-        engines.update(pool.pids)
-        return pool
+        pools.append(EnginePool(engine_spec(config, model, context), in_flight=True))
+        return pools[-1]
 
     def keep(plan: Any, session: Any, step: int, scored: Any, batch: Any) -> None:
         steps.append(StepRecord(plan.spec.name, step, scored))
+        engines.update(pid for pool in pools for pid in pool.pids if pid is not None)
         keep_rollouts(plan, session, step, scored, batch)
 
     watcher, children = Watcher(), child_pids()
@@ -263,15 +264,14 @@ def test_suites_of_the_environment_are_measured_for_every_snapshot(ran: Ran) -> 
 
 
 def test_nothing_is_left_running(ran: Ran) -> None:
-    tools = {
-        c.episode.state["process"] for _, c in completions(ran, acted=True) if c.episode is not None
-    }
+    episodes = [c.episode for _, c in completions(ran, acted=True) if c.episode is not None]
+    started = {episode.state["process"] for episode in episodes} | ran.engines
+    assert ran.engines
+
+    def running() -> set[int]:
+        return (child_pids() - ran.children) | {pid for pid in started if psutil.pid_exists(pid)}
+
     deadline = time.monotonic() + patient(30.0)
-    while time.monotonic() < deadline:
-        left = (child_pids() - ran.children) | {
-            pid for pid in tools | ran.engines if psutil.pid_exists(pid)
-        }
-        if not left:
-            break
+    while running() and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not left
+    assert not running()
