@@ -70,6 +70,18 @@ def test_a_call_that_does_not_parse_is_data_with_a_reason(
     assert isinstance(unread, UnreadCall) and unread.name == name and reason in unread.reason
 
 
+@pytest.mark.parametrize("mark", ["<tool_call>", "</tool_call>", "</tool_call>\n<tool_call>{}"])
+@pytest.mark.parametrize("ending", ["\n</tool_call>", ""])
+def test_a_mark_within_an_argument_is_its_text(mark: str, ending: str) -> None:
+    made = call("tell", text=f'a "{mark}" b').removesuffix("\n</tool_call>") + ending
+    turn = read(f"First {made}{call('add', a=1, b=2)} last")
+    assert turn.calls == (
+        ToolCall("tell", {"text": f'a "{mark}" b'}),
+        ToolCall("add", {"a": 1, "b": 2}),
+    )
+    assert turn.content == "First  last"
+
+
 def test_a_thought_makes_no_call() -> None:
     made = ToolCall("add", {"a": 1, "b": 2})
     thought = f"Maybe {call('tell', text='x')}\n</think>\n\n{call('add', a=1, b=2)}"
