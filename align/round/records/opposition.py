@@ -208,7 +208,11 @@ def _by_rewards(
     answers: dict[str, list[Completion]] = {name: [] for name in shared}
     ids: dict[str, tuple[int, ...]] = {}
     settings = other.sampling
-    sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
+    sampling = Sampling(
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        stop_texts=settings.stop,
+    )
     questions, acting, context = list(shared.values()), list[Prompt](), session.inputs.context
     if acts(other):  # The earlier round's policy acts in the earlier round's environment.
         questions = acting = [replace(old[name], round=other.name) for name in shared]

@@ -68,7 +68,11 @@ def parents_answers(
     stored = (prompt for prompts in past.entries.values() for prompt in prompts)
     prompts = list({prompt.id: prompt for prompt in stored}.values())
     seed = seed_of(session.config.seed, f"{spec.name}/answers")
-    sampling = Sampling(max_tokens=spec.sampling.max_tokens, temperature=answers.temperature)
+    sampling = Sampling(
+        max_tokens=spec.sampling.max_tokens,
+        temperature=answers.temperature,
+        stop_texts=spec.sampling.stop,
+    )
     rewards = {
         r.name: [reward.model_dump(mode="json") for reward in r.rewards]
         for r in session.config.rounds
@@ -80,6 +84,7 @@ def parents_answers(
     ]  # fmt: skip
     acting = [r for r in session.config.rounds if r.name in past.entries and acts(r)]
     content += [[r.name, acting_content(r)] for r in acting]
+    content += [spec.sampling.stop] if spec.sampling.stop else []
     name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     path = session.store.paths.general_answers(name)
     if session.is_lost(path):

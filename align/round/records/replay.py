@@ -145,6 +145,7 @@ def stored_answers(spec: RoundConfig, session: Session) -> list[RolloutGroup]:
     sampling = Sampling(
         max_tokens=spec.replay.general_tokens or spec.sampling.max_tokens,
         temperature=spec.sampling.temperature,
+        stop_texts=spec.sampling.stop,
     )
     seed, size = seed_of(session.config.seed, "general"), spec.replay.buffer
     content = json.dumps([sorted(p.id for p in general), asdict(sampling), seed, size])
