@@ -87,7 +87,7 @@ def test_quantised_copies_are_measured_by_engines_as_they_are(
 
 
 def general_of(judgement: dict[str, Any]) -> dict[str, float]:
-    (suite,) = [suite for suite in judgement["suites"] if suite["name"] == "general"]
+    (suite,) = [suite for suite in judgement["suites"] if suite["suite"] == "general"]
     return dict(suite)
 
 
