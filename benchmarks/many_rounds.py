@@ -149,22 +149,12 @@ class World:
             return float(base.answer_logprobs(model, tokens_BT).sum(-1).exp().mean())
 
     def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-        from tokenizers.models import WordLevel
-        from tokenizers.pre_tokenizers import WhitespaceSplit
-        from transformers import PreTrainedTokenizerFast
-
         from align.data.demo.tokenizer import EOS, PAD, UNK
         from align.data.demo.world import BLANK, EQUALS, GENERAL
+        from align.data.scenarios.base import tokenizer
 
         words = [PAD, EOS, UNK, *map(str, range(10)), *GENERAL, BLANK, EQUALS]
-        vocabulary = {word: n for n, word in enumerate([*words, *(op.name for op in self.ops)])}
-        backend = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
-        backend.pre_tokenizer = WhitespaceSplit()
-        return PreTrainedTokenizerFast(
-            tokenizer_object=backend, pad_token=PAD, eos_token=EOS, unk_token=UNK,
-            padding_side="left", model_max_length=64, clean_up_tokenization_spaces=False,
-        )  # fmt: skip
+        return tokenizer([*words, *(op.name for op in self.ops)])
 
     def _lesson(self, rng: random.Random) -> str:
         """Return the words of a prompt and of an answer, which may be that of another op."""
