@@ -18,7 +18,6 @@ from launch.cluster.commands import add_commands as add_submit_commands
 from launch.cluster.running import observed, show_report
 from launch.commands.alias import add_commands as add_alias_commands
 from launch.commands.campaign import campaign_app
-from launch.commands.compare import add_commands as add_compare_commands
 from launch.commands.gate import gate_app
 from launch.commands.init import add_commands as add_init_commands
 from launch.commands.judge import add_commands as add_judge_commands
@@ -62,7 +61,6 @@ app.add_typer(schedule_app, name="schedule")
 add_init_commands(app)
 add_report_commands(app)
 add_alias_commands(app)
-add_compare_commands(app)
 add_judge_commands(app)
 add_plan_commands(app)
 add_submit_commands(app)

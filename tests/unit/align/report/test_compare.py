@@ -13,7 +13,7 @@ from align.gate.evidence import Evidence
 from align.report.compare import SeedSpread, compare
 from align.report.summary_numbers import SUMMARY, Form
 from align.round.times.record import AttemptTimes
-from launch.commands.compare import _cell
+from launch.commands.report import _cell
 from tests.unit.decided import keel
 from tests.unit.stores import BETTER, GOOD, HARMFUL, made
 
