@@ -110,7 +110,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the options of a command line; None: this process's."""
     options = parser("Faults of every family: how often nothing was lost.")
     options.add_argument("--trials", type=several_of(TRIALS), default=[*TRIALS])
-    options.add_argument("--tries", type=int, help="tries of each trial, in place of its own number")
+    options.add_argument(
+        "--tries", type=int, help="tries of each trial, in place of its own number"
+    )
     options.add_argument("--folder", type=Path, default=Path("runs/faults"))
     options.add_argument("--results", type=Path, default=PAGES / "faults.jsonl")
     options.add_argument("--page", action="store_true", help="write docs/results/faults.md")

@@ -45,9 +45,7 @@ def test_tries_are_counted_and_go_on_after_a_break(
     assert all(line["survived"] for line in load_results(results).values())
 
 
-def test_the_table_counts_and_names_losses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_table_counts_and_names_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = FaultTrial(tried="Rows are sent.", tries=3, run=odd)
     monkeypatch.setattr(faults, "TRIALS", {"rows": trial, "other": trial})
     lines = [attempt("rows", trial, seed, tmp_path) for seed in range(3)]
