@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
+from functools import cache
 from html import unescape
 from itertools import pairwise
 from pathlib import Path
@@ -328,6 +329,7 @@ def _meaning(model: type[BaseModel], name: str) -> str:
     return "" if block is None else " ".join(_prose(block).split()).split(". ")[0].rstrip(".") + "."
 
 
+@cache
 def _field_docstrings(model: type[BaseModel]) -> dict[str, str]:
     """Read the strings that follow fields in the source, those of base classes too.
 

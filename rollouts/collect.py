@@ -189,7 +189,10 @@ def check_lengths(
     Args:
         environments: those that completions act in, whose tools stand in the prompts.
     """
-    lengths = [len(encoded(prompt, encoder, environments)) for prompt in prompts]
+    if environments is None:
+        lengths = [len(ids) for ids in encoder.encode_all(prompts)]
+    else:
+        lengths = [len(encoded(prompt, encoder, environments)) for prompt in prompts]
     too_long = [i for i, length in enumerate(lengths) if length + max_tokens > max_model_len]
     if too_long:
         worst = max(too_long, key=lambda i: lengths[i])

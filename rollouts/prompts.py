@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 3
 """Most lines that a message names."""
+
+PROMPTS_AT_ONCE = 1024
+"""Number of texts that the tokenizer takes at once: a tenth of the time of one by one."""
 
 NO_KWARGS: Mapping[str, Any] = {}
 
@@ -269,11 +272,21 @@ class PromptEncoder:
             ids = self._render(prompt, prompt.messages, tools)
         else:
             assert prompt.text is not None
-            ids = self._tokenize(prompt.text)
-        if not ids:
-            content = prompt.text if prompt.messages is None else prompt.messages
-            raise UserError(f"{prompt.label} has no tokens: {content!r}")
-        return ids
+            (ids,) = self._tokenize([prompt.text])
+        return _not_empty(prompt, ids)
+
+    def encode_all(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, ...]]:
+        """Yield what `encode` returns for each prompt; texts are tokenized many at a time.
+
+        An encoder that overrides `encode` overrides this too.
+        """
+        for begin in range(0, len(prompts), PROMPTS_AT_ONCE):
+            part = prompts[begin : begin + PROMPTS_AT_ONCE]
+            ids = iter(self._tokenize([p.text for p in part if p.text is not None]))
+            for prompt in part:
+                yield (
+                    self.encode(prompt) if prompt.text is None else _not_empty(prompt, next(ids))
+                )
 
     def reread(self, prompt: Prompt, ids: tuple[int, ...], answer: int) -> tuple[int, ...]:
         """Return the token ids that an encoded prompt is read as by the policy of the moment.
@@ -393,20 +406,18 @@ class PromptEncoder:
         ) as error:  # A template runs whatever its author wrote, and fails in any way.
             raise TemplateRefusal(str(error) or type(error).__name__) from error
 
-    def _tokenize(self, text: str) -> tuple[int, ...]:
+    def _tokenize(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Tokenize with what the tokenizer puts before a text (bos), without what it puts after (eos).
 
         A text that begins with the bos token itself, as one rendered with a chat template does, gets no
         second one.
         """
-        full = list(self.tokenizer(text, verbose=False).input_ids)
-        bare = list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        if not texts:
+            return []
+        full = self.tokenizer(list(texts), verbose=False).input_ids
+        bare = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
         bos = self.tokenizer.bos_token_id
-        for start in range(len(full) - len(bare), -1, -1):
-            if full[start : start + len(bare)] == bare:
-                begun = start > 0 and full[start - 1] == bos == bare[0]
-                return tuple(bare if begun else full[: start + len(bare)])
-        return tuple(full)
+        return [_begun(whole, alone, bos) for whole, alone in zip(full, bare, strict=True)]
 
     def _render(
         self, prompt: Prompt, turns: Sequence[Message], tools: Sequence[Any]
@@ -430,6 +441,27 @@ class PromptEncoder:
                 cause=str(error),
                 remedy="mend the row or take it out, or use a template that writes what it holds",
             ) from error
+
+
+def _not_empty(prompt: Prompt, ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a prompt's tokens; raise a `UserError` where it has none."""
+    if not ids:
+        content = prompt.text if prompt.messages is None else prompt.messages
+        raise UserError(f"{prompt.label} has no tokens: {content!r}")
+    return ids
+
+
+def _begun(full: list[int], bare: list[int], bos: int | None) -> tuple[int, ...]:
+    """Return a text's tokens with the special ones before it and without those after it.
+
+    >>> _begun([0, 5, 6, 1], [5, 6], bos=0), _begun([0, 0, 5, 1], [0, 5], bos=0)
+    ((0, 5, 6), (0, 5))
+    """
+    for start in range(len(full) - len(bare), -1, -1):
+        if full[start : start + len(bare)] == bare:
+            begun = start > 0 and full[start - 1] == bos == bare[0]
+            return tuple(bare if begun else full[: start + len(bare)])
+    return tuple(full)
 
 
 def _content_of(tokenizer: PreTrainedTokenizerBase) -> bytes:

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,17 @@ def command_of(words: list[str], *, whole: bool = True) -> tuple[str, Any, list[
     Args:
         whole: a group's name alone is no command.
     """
-    found, left = typer.main.get_command(app), list(words)
-    while (inner := getattr(found, "commands", {})) and (left or whole):
+    command, left = _command_tree(), list(words)
+    while (inner := getattr(command, "commands", {})) and (left or whole):
         assert left and left[0] in inner, f"keel {' '.join(words)}: no such command"
-        found = inner[left.pop(0)]
-    return " ".join(words[: len(words) - len(left)]), found, left
+        command = inner[left.pop(0)]
+    return " ".join(words[: len(words) - len(left)]), command, left
+
+
+@cache
+def _command_tree() -> Any:
+    """Build the commands, which takes typer .05 s."""
+    return typer.main.get_command(app)
 
 
 def assert_parses(words: list[str]) -> None:

@@ -6,7 +6,7 @@ so that engine and learner see the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -45,6 +45,10 @@ class RetrievingEncoder(PromptEncoder):
     def encode(self, prompt: Prompt, tools: Sequence[Any] = ()) -> tuple[int, ...]:
         """Return the token ids of a prompt behind its documents; see `PromptEncoder.encode`."""
         return self.encode_within(prompt, self.limit, tools)
+
+    def encode_all(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, ...]]:
+        """Yield what `encode` returns for each prompt."""
+        return map(self.encode, prompts)
 
     def encode_within(
         self, prompt: Prompt, limit: int, tools: Sequence[Any] = ()

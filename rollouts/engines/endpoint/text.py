@@ -7,7 +7,7 @@ An engine takes token ids and gives token ids. What a server reads are messages 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,6 +44,10 @@ class TextEncoder(PromptEncoder):
             listed = list(tools or tools_of(prompt.columns))
             fields = {"messages": turns} | ({"tools": listed} if listed else {})
         return (TEXT, *json.dumps(fields).encode())
+
+    def encode_all(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, ...]]:
+        """Yield what `encode` returns for each prompt."""
+        return map(self.encode, prompts)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text whose bytes these are."""

@@ -337,6 +337,20 @@ def test_messages_go_through_the_chat_template() -> None:
     assert caught.value.cause == "no system role"
 
 
+def test_many_prompts_are_encoded_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts and messages in any order, more than are tokenized at once."""
+    monkeypatch.setattr("rollouts.prompts.PROMPTS_AT_ONCE", 3)
+    chat = PromptEncoder(tokenizer("<bos> $A <eos>", CHAT_TEMPLATE))
+    texts = [Prompt(id=text, text=text) for text in ("a b", "b", "<bos> a", "a <eos>", "b a b")]
+    turns = Prompt(id="t", messages=({"role": "user", "content": "a b"},))
+    prompts = [texts[0], turns, *texts[1:], turns]
+    assert list(chat.encode_all(prompts)) == [chat.encode(prompt) for prompt in prompts]
+    assert list(chat.encode_all([texts[0]])) == [(0, 5, 6)]
+    assert list(chat.encode_all([])) == []
+    with pytest.raises(UserError, match="has no tokens"):
+        list(PromptEncoder(tokenizer()).encode_all([Prompt(id="p", text=" ")]))
+
+
 def test_decode_leaves_special_tokens_out_and_eos_ids_are_known() -> None:
     encoder = PromptEncoder(tokenizer(), extra_eos_ids=[7, 1])
     assert encoder.decode((5, 6, 1)) == "a b"
