@@ -76,7 +76,7 @@ def _file_module(path: Path) -> ModuleType:
     if module_name in sys.modules:
         return sys.modules[module_name]
     module = ModuleType(module_name)
-    module.__file__ = str(path)
+    module.__file__ = str(path.absolute())  # A worker leaves its folder after the import.
     sys.modules[module_name] = module  # dataclasses look a class's module up there
     try:
         exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)

@@ -184,7 +184,8 @@ class LoopThread:
 
 def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(timeout=1.0)
+    if thread is not threading.current_thread():  # The last reference may end in the loop itself.
+        thread.join(timeout=1.0)
     # A loop that a reward blocks cannot be closed; its daemon thread ends with the process.
     if not thread.is_alive():
         loop.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 from align.api.events import EventObserver, handler_of
 from align.config.campaign import CampaignConfig
+from align.config.episodes.placement import placed_workers
 from align.report.forecast.machine import check_machine, is_local
 from align.report.trackers import open_tracker
 from align.report.trackers.observer import TrackedObserver
@@ -88,6 +89,7 @@ def runs_in_process(config: CampaignConfig, wish: bool | None, address: str | No
             f"rollouts.backend is {engines.backend!r}, which needs a process of its own",
         ),
         (engines.engines > 1, f"rollouts.engines is {engines.engines}, and one process has one"),
+        (bool(placed_workers(config)), "episode.resources place environments on a Ray cluster"),
         (not is_local(address), "a Ray cluster is named, by address or by RAY_ADDRESS"),
     ]
     reasons = [reason for is_obstacle, reason in obstacles if is_obstacle]

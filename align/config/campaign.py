@@ -495,6 +495,9 @@ class CampaignConfig(StoreSettings):
                 "gate": PLANNING | (set() if self.gate.spending else {"spending"}),
             },
         )
+        for settings in (content["defaults"], *content["rounds"], *content["suites"]):
+            for placing in ("resources", "files"):
+                settings.get("episode", {}).pop(placing, None)
         # Stores that are older than the setting have no such key, and their hash must stay the same.
         for settings in (content["defaults"], *content["rounds"]):
             if not settings["retention"]:

@@ -1,8 +1,9 @@
 """Check that a campaign's processes fit on a cluster, and if not, which one, where, and why.
 
 Asked before anything is started: a process that fits nowhere would otherwise wait until its deadline
-and end with no more than that. Reading the cluster is apart from the sums, which are exact: one group
-that must be together, and any number of processes that are all alike.
+and end with no more than that. Reading the cluster is apart from the sums, which are exact for one group
+that must be together and processes that are all alike. Processes of several kinds are held against the
+nodes kind by kind and all together against their sum, so what fits is never refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from align.config.campaign import CampaignConfig
+from align.config.episodes.placement import placed_workers
 from rollouts.errors import UserError
 from rollouts.pool.placement import Bundle, told
 
@@ -58,10 +60,15 @@ def demands_of(config: CampaignConfig, *, gpus: bool) -> list[Demand]:
     engine = Demand(
         what="engine", bundle=engines.resources.bundle(gpus=gpus), count=engines.engines
     )
+    workers = [
+        Demand(what="environment", bundle=resources.bundle(gpus=False), count=count)
+        for resources, count in placed_workers(config)
+    ]
     if policy.ranks == 1:
-        return [engine]
+        return [engine, *workers]
     rank = policy.resources.bundle(gpus=gpus)
-    return [Demand(what="learner rank", bundle=rank, count=policy.ranks, together=True), engine]
+    ranks = Demand(what="learner rank", bundle=rank, count=policy.ranks, together=True)
+    return [ranks, engine, *workers]
 
 
 def problems(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> list[str]:
@@ -89,7 +96,7 @@ def shortages(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> list[s
 def _too_many(rooms: Sequence[Bundle], demands: Sequence[Demand]) -> list[str]:
     """Place the group on each node in turn, and report how many of the others fit then."""
     group = next((demand for demand in demands if demand.together), None)
-    single = next((demand for demand in demands if not demand.together), None)
+    singles = [demand for demand in demands if not demand.together]
     layouts = [list(rooms)]
     if group is not None:
         layouts = []
@@ -100,13 +107,25 @@ def _too_many(rooms: Sequence[Bundle], demands: Sequence[Demand]) -> list[str]:
                 layouts.append([*rooms[:index], left, *rooms[index + 1 :]])
     if not layouts:
         return [f"no single node has room for {group}"]
-    if single is None:
-        return []
-    most = max(sum(_fits(room, single.bundle) for room in layout) for layout in layouts)
-    if most >= single.count:
-        return []
     beside = f" beside {group}" if group is not None else ""
-    return [f"there is room for {most} of {single}{beside}"]
+    reasons = []
+    for single in singles:
+        most = max(sum(_fits(room, single.bundle) for room in layout) for layout in layouts)
+        if most < single.count:
+            reasons.append(f"there is room for {most} of {single}{beside}")
+    return reasons or _too_much(rooms, demands)
+
+
+def _too_much(rooms: Sequence[Bundle], demands: Sequence[Demand]) -> list[str]:
+    """Hold processes of several kinds, each of which fits alone, against all nodes together."""
+    reasons = []
+    for name in dict.fromkeys(name for demand in demands for name in demand.bundle):
+        needed = sum(demand.count * demand.bundle.get(name, 0.0) for demand in demands)
+        total = sum(room.get(name, 0.0) for room in rooms)
+        if needed > total + 1e-4:
+            asking = ", ".join(str(demand) for demand in demands if name in demand.bundle)
+            reasons.append(f"{asking} ask for {needed:g} {name} together, and there are {total:g}")
+    return reasons
 
 
 def _fits(room: Bundle, bundle: Bundle) -> int:
@@ -174,8 +193,8 @@ def check_room(
         f"{demand_lines}\n{node_table(nodes, demands)}",
         where="--address",
         cause=None if lasting else "other work has taken the room",
-        remedy="lower rollouts.engines, policy.ranks or their resources, add nodes, or give nodes that "
-        "are about to join and work that is about to end time with --wait SECONDS",
+        remedy="lower rollouts.engines, policy.ranks, episode.workers or their resources, add nodes, or "
+        "give nodes that are about to join and work that is about to end time with --wait SECONDS",
     )
 
 

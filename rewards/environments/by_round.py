@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Self
 
-from rewards.environments.environments import WorkerEnvironments
+from rewards.environments.cluster.planned import PlannedEnvironments
 from rollouts.episodes.environment import (
     EpisodeRules,
     Observation,
@@ -24,9 +24,9 @@ from rollouts.types import Message, Prompt
 class PromptEnvironments:
     """Environments by round; see `rollouts.episodes.environment.Environments`."""
 
-    def __init__(self, by_round: Mapping[str, WorkerEnvironments]) -> None:
+    def __init__(self, by_round: Mapping[str, PlannedEnvironments]) -> None:
         self._by_round = dict(by_round)
-        self._serving: dict[str, WorkerEnvironments] = {}
+        self._serving: dict[str, PlannedEnvironments] = {}
 
     def rules(self, prompt: Prompt) -> EpisodeRules | None:
         """Return the limits of a prompt's episodes; None for one that is answered in one turn."""
@@ -81,5 +81,5 @@ class PromptEnvironments:
     def __exit__(self, *_: object) -> None:
         self.shutdown()
 
-    def _of(self, prompt: Prompt) -> WorkerEnvironments:
+    def _of(self, prompt: Prompt) -> PlannedEnvironments:
         return self._by_round[prompt.round or ""]

@@ -62,17 +62,23 @@ class WorkerEnvironments:
         counts: observations by their kind, and ``restarts`` of workers.
     """
 
-    def __init__(self, plan: EnvironmentsPlan, rules: EpisodeRules | None = None) -> None:
+    def __init__(
+        self,
+        plan: EnvironmentsPlan,
+        rules: EpisodeRules | None = None,
+        described: Mapping[str, DescribedEnvironment] | None = None,
+    ) -> None:
         """Read the signatures of all environments in a worker.
 
         Args:
             rules: of every episode; None: the defaults.
+            described: the signatures, where they were read before.
 
         Raises:
             UserError: one of them cannot be used.
         """
         self.plan = plan
-        self.described: Mapping[str, DescribedEnvironment] = describe_environments(plan)
+        self.described = describe_environments(plan) if described is None else described
         self.counts: Counter[str] = Counter()
         self._rules = rules or EpisodeRules(episode_s=plan.limits.episode_s)
         self._acting: dict[str, _Acting] = {}

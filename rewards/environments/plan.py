@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+from rewards.environments.cluster.code import TravellingCode
 from rewards.isolation.process import Plan
 from rewards.isolation.sandbox import sandbox
+from rollouts.pool.placement import Bundle, told
 from rollouts.types import Prompt
 
 SINGLE = ""
@@ -35,6 +38,9 @@ class EnvironmentLimits:
     """Address space of one process; None: no limit."""
     variables: tuple[str, ...] = ()
     """Names of environment variables that the processes see besides the harmless ones."""
+    bundle: Bundle | None = None
+    """Resources that each worker reserves on a node of the Ray cluster; None: workers are on this
+    machine."""
 
     def line(self, name: str) -> str:
         """Describe the limits in the line that a run prints at its start."""
@@ -46,6 +52,8 @@ class EnvironmentLimits:
         ]
         if self.variables:
             words.append("sees " + ", ".join(self.variables))
+        if self.bundle is not None:
+            words.append(f"on nodes of the cluster, {told(self.bundle)} each")
         return f"environment {name}: {self.isolation} ({', '.join(words)})"
 
 
@@ -59,8 +67,12 @@ class EnvironmentsPlan:
     """Classes by the name that a row's column ``environment`` chooses one by; under `SINGLE` the only
     one."""
     limits: EnvironmentLimits = EnvironmentLimits()
+    files: tuple[str, ...] = ()
+    """Files and folders besides those of the code that it reads."""
     where: str = ""
     """Place in the campaign file, ``rounds.0``; empty: none."""
+    code: TravellingCode | None = None
+    """All files, where they were sent to this machine; None: names lead to files that are here."""
 
     @property
     def chooses(self) -> bool:
@@ -102,9 +114,11 @@ class EnvironmentsPlan:
         Raises:
             UserError: this machine has no sandbox.
         """
-        limits, folder = self.limits, Path.cwd()
+        limits = self.limits
+        root, folder = (None, Path.cwd()) if self.code is None else self.code.write()
         is_sandboxed = limits.isolation == "sandbox"
-        visible = (path for name in self.names for path in sandbox.visible(name, folder))
+        visible = [path for name in self.names for path in sandbox.visible(name, folder)]
+        visible += [os.path.abspath(folder / file) for file in self.files]
         return Plan(
             reward=", ".join(self.names),
             options={
@@ -123,6 +137,28 @@ class EnvironmentsPlan:
             provider=sandbox.provider(self.place("episode")) if is_sandboxed else None,
             visible=tuple(dict.fromkeys(visible)) if is_sandboxed else (),
             serves="environments",
+            temporary=None if root is None else str(root),
+        )
+
+    def travelling(self) -> Self:
+        """Return the plan of one worker on another machine, with all files.
+
+        Raises:
+            UserError: a file does not exist, or they are too large together.
+        """
+
+        def moved(name: str) -> str:
+            file, colon, attribute = name.rpartition(":")
+            return f"{os.path.relpath(file)}{colon}{attribute}" if file.endswith(".py") else name
+
+        sources = [file for n in self.names if (file := n.rpartition(":")[0]).endswith(".py")]
+        return replace(
+            self,
+            tools=tuple(map(moved, self.tools)),
+            environments={name: moved(target) for name, target in self.environments.items()},
+            limits=replace(self.limits, workers=1, bundle=None),
+            files=tuple(map(os.path.relpath, self.files)),
+            code=TravellingCode.read([*sources, *self.files], self.place("episode.files")),
         )
 
     def digest(self) -> str:
@@ -130,6 +166,6 @@ class EnvironmentsPlan:
         files = [Path(name.rpartition(":")[0]) for name in self.names]
         contents = [f.read_bytes() if f.suffix == ".py" and f.is_file() else b"" for f in files]
         words = repr(
-            (self.tools, dict(self.environments), self.limits, self.where, str(Path.cwd()))
+            (self.tools, dict(self.environments), self.limits, self.files, self.where, os.getcwd())
         )
         return hashlib.sha256(b"\0".join([words.encode(), *contents])).hexdigest()

@@ -53,7 +53,8 @@ def main() -> None:
     os.set_blocking(output, False)
     tail, alone = watch(setup, worker, output)
     ended = end_all(worker)
-    shutil.rmtree(setup.scratch, ignore_errors=True)
+    for folder in filter(None, (setup.scratch, setup.temporary)):
+        shutil.rmtree(folder, ignore_errors=True)
     report(control, ended if alone else {"closed": 1}, read(output, tail))
 
 

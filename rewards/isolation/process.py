@@ -66,6 +66,8 @@ class Plan:
     """True: the worker only says what the reward is, and ends."""
     serves: Literal["reward", "environments"] = "reward"
     """Service of the worker, see `rewards.isolation.worker.SERVICES`."""
+    temporary: str | None = None
+    """Folder of code that was written for this worker alone, and ends with it; None: there is none."""
 
 
 class WorkerEnded(Exception):
@@ -87,6 +89,7 @@ class Worker:
             WorkerEnded: the process ended, or was not ready in time.
         """
         self._number = 0
+        self._temporary = plan.temporary
         self._folder = tempfile.mkdtemp(prefix="keel-reward-")
         os.chmod(self._folder, 0o755)  # a sandbox under root is another user
         with ExitStack() as undo:
@@ -103,6 +106,7 @@ class Worker:
                     memory_bytes=None if plan.memory_gib is None else int(plan.memory_gib * 2**30),
                     provider=plan.provider,
                     visible=plan.visible,
+                    temporary=plan.temporary,
                 )
                 self._keeper = subprocess.Popen(
                     [sys.executable, "-P", "-m", "rewards.isolation.keeper", setup.dump()],
@@ -234,4 +238,5 @@ class Worker:
             return {}
 
     def _remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in filter(None, (self._folder, self._temporary)):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -33,6 +33,8 @@ class Setup:
     """Maker of the sandbox; None: a process without one."""
     visible: tuple[str, ...] = ()
     """Files and folders a sandbox may read."""
+    temporary: str | None = None
+    """Folder of code that ends with the worker; None: there is none."""
 
     def dump(self) -> str:
         """Encode the set-up as one word of a command line."""

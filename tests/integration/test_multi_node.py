@@ -1,4 +1,4 @@
-"""Several nodes: room on them, engines over them, and one that is lost in the middle and comes back.
+"""Several nodes: room on them, engines and environments over them, and one that is lost and comes back.
 
 Once with raylets on this machine and scripted engines; and once as people run it: a campaign as a job of a
 cluster of three machines, the driver and its learner on the first, an engine on each of the others. Those
@@ -46,11 +46,15 @@ import ray
 from ray.cluster_utils import Cluster
 from align.config.campaign import CampaignConfig
 from launch.cluster.preflight import check_room, cluster_nodes
+from rewards.environments.cluster.placed import PlacedEnvironments
+from rewards.environments.environments import DeadEnvironment, WorkerEnvironments
+from rewards.environments.plan import EnvironmentLimits, EnvironmentsPlan
+from rollouts.episodes.environment import ToolCall
 from rollouts.engines.protocol import SampleRequest, WeightUpdate
 from rollouts.errors import UserError
 from rollouts.pool.pool import EnginePool
 from rollouts.engines.scripted import ScriptedEngine
-from rollouts.types import Sampling
+from rollouts.types import Prompt, Sampling
 from rollouts.engines.vllm import VLLMConfig
 from tests.patience import patient
 
@@ -89,7 +93,29 @@ def agent_ports():
     return {f"{agent}_port": free_port() for agent in agents}
 
 def add_engine_node():
-    return cluster.add_node(num_cpus=1, resources={"engine": 1}, **agent_ports())
+    return cluster.add_node(num_cpus=1, resources={"engine": 1, "desk": 1}, **agent_ports())
+
+def desks(**limits):
+    return EnvironmentsPlan(environments={"": "desk.py:Desk"}, limits=EnvironmentLimits(**limits))
+
+def opened(environments, key):
+    prompt = Prompt(id=key, text="Go.", columns={"note": f"note {key}"})
+    assert environments.open(key, prompt).result(patient(120)) == "Read."
+
+def read(environments, key, **arguments):
+    return environments.call(key, [ToolCall("read", arguments)])
+
+def acted(environments, key):
+    opened(environments, key)
+    (seen,) = read(environments, key).result(patient(60))
+    return seen._replace(seconds=0.0), environments.close(key, ()).result(patient(60))
+
+def node_of(environments, key):
+    actor = environments._episodes[key].host._actor
+    return ray._private.state.actors(actor._actor_id.hex())["Address"]["NodeID"]
+
+with WorkerEnvironments(desks()) as here:
+    expected = [acted(here, key) for key in "pqr"]
 
 head = {"num_cpus": 0, "include_dashboard": False, **agent_ports()}
 cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -109,14 +135,30 @@ pool.wait_ready()
 assert "other work has taken the room" in refused(campaign(2))
 pool.sync(WeightUpdate(version="v1"))
 ask(pool, 0)
+environments = PlacedEnvironments(desks(workers=2, bundle={"desk": 1}))
+assert [acted(environments, key) for key in "pqr"] == expected
+for key in "abcd":
+    opened(environments, key)
+homes = {key: node_of(environments, key) for key in "abcd"}
+assert sorted(homes.values()).count(two.node_id) == 2 == list(homes.values()).count(one.node_id)
+lost = [key for key in homes if homes[key] == two.node_id]
+hanging = read(environments, lost[0], seconds=1000.0)
 cluster.remove_node(two, allow_graceful=False)
+for key in "abcd":
+    try:
+        (seen,) = (hanging if key == lost[0] else read(environments, key)).result(patient(60))
+        assert key not in lost and seen.text.startswith(f"note {key}"), (key, seen)
+    except DeadEnvironment as dead:
+        assert key in lost and "on a node that held it is lost" in dead.what, (key, dead)
+assert acted(environments, "p") == expected[0]
+assert environments.metrics["environment/lost_processes"] == 1.0
 deadline = time.monotonic() + patient(60)
 while not pool.metrics.restarts:  # The engine may outlive its raylet for a moment.
     ask(pool, 1)
     assert time.monotonic() < deadline, "the lost engine goes on"
 assert pool.metrics.restarts == 1, pool.metrics
 assert pool.sync(WeightUpdate(version="v2")).num_engines == 1
-add_engine_node()
+back = add_engine_node()
 deadline = time.monotonic() + patient(120)
 while any(slot.starting for slot in pool._fleet.slots):
     ask(pool, 2)
@@ -124,6 +166,12 @@ while any(slot.starting for slot in pool._fleet.slots):
 assert pool.sync(WeightUpdate(version="v3")).num_engines == 2
 ask(pool, 3)
 assert pool.metrics.failed_requests == 0
+while not all(running.is_ready for running in environments._hosts.values()):
+    time.sleep(0.1)
+    assert time.monotonic() < deadline, "no environments on the node that came"
+opened(environments, "s")
+assert node_of(environments, "s") == back.node_id
+environments.shutdown()
 pool.close()
 assert refused(campaign(2), wait_s=patient(60)) is None, "the pool gave its room back"
 ray.shutdown()
@@ -131,10 +179,35 @@ cluster.shutdown()
 print("lost and found")
 """
 
+DESK = '''
+import random, time
+
+class Desk:
+    """A desk with a note."""
+
+    def reset(self, note, **row):
+        self.note, self.reads = note, 0
+        return "Read."
+
+    def read(self, seconds: float = 0.0) -> str:
+        """Read the note.
+
+        Args:
+            seconds: How slowly.
+        """
+        time.sleep(seconds)
+        self.reads += 1
+        return f"{self.note} {random.random()}"
+
+    def get_reward(self) -> float:
+        return float(self.reads)
+'''
+
 
 def test_raylets_come_and_go(tmp_path: Path) -> None:
     ours = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     root = str(Path(__file__).parents[2])
+    (tmp_path / "desk.py").write_text(DESK)
     run = subprocess.run(
         [sys.executable, "-c", RAYLETS],
         cwd=tmp_path,

@@ -12,7 +12,8 @@ from pydantic import (
     model_validator,
 )
 
-from align.settings import EnvironmentPath, Settings, ToolPath
+from align.config.policy import ResourcesConfig
+from align.settings import EnvironmentPath, InputPath, Settings, ToolPath, without_unset
 from rewards.environments.plan import SINGLE, EnvironmentLimits, EnvironmentsPlan
 from rollouts.episodes.environment import EpisodeRules
 
@@ -45,10 +46,21 @@ class EpisodeConfig(Settings):
     for tools that run the model's code."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Processes that import the environments' code; each starts one of its own for every episode."""
+    resources: ResourcesConfig | None = None
+    """Resources that each of the workers reserves in Ray, ``{}`` for one CPU: workers are then spread over
+    the nodes of the cluster, and their files sent there. None: workers are on the driver's machine."""
+    files: tuple[InputPath, ...] = ()
+    """Files and folders that the code reads beside its own: they are sent to the nodes with it, in the same
+    places, and can be read in a sandbox."""
     memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 4.0
     """Address space of the process of an episode; ``.inf``: no limit."""
     variables: tuple[str, ...] = ()
     """Names of environment variables that these processes may see, such as the key of a service."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out settings that older stores do not have, unless they are set."""
+        return without_unset(dump(self), ("resources", "files"))
 
     @model_validator(mode="after")
     def _deadlines(self) -> Self:
@@ -69,6 +81,7 @@ class EpisodeConfig(Settings):
             workers=self.workers,
             memory_gib=None if self.memory_gib == float("inf") else self.memory_gib,
             variables=self.variables,
+            bundle=None if self.resources is None else self.resources.bundle(gpus=False),
         )
 
     def rules(self, context: int | None = None) -> EpisodeRules:
@@ -127,6 +140,7 @@ class ActingSettings(Settings):
             tools=self.tools,
             environments=self.named_environments,
             limits=self.episode.limits(),
+            files=self.episode.files,
             where=where,
         )
 

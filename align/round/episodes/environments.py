@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.config.episodes.rules import ENVIRONMENT_REWARD
 from rewards.environments.by_round import PromptEnvironments
+from rewards.environments.cluster.planned import open_planned
 from rewards.environments.describe import check_rewarded, check_rows, describe_environments
 from rewards.environments.environments import WorkerEnvironments
 from rewards.trial.first_call import ANSWER
@@ -39,7 +40,7 @@ def check_environments(
         check_rewarded(plan, described, turns=True)
     check_rows(plan, described, prompts)
     first = {plan.name_for(prompt): prompt for prompt in reversed(prompts)}
-    environments = encoder.acting_in(WorkerEnvironments(plan, spec.episode.rules()))
+    environments = encoder.acting_in(open_planned(plan, spec.episode.rules()))
     assert environments is not None, "an encoder adds to them"
     check_episodes(environments, list(first.values()), encoder, plan.where)
 
@@ -92,7 +93,7 @@ def open_environments(
         context: tokens that the engines read.
     """
     opened = {
-        spec.name: WorkerEnvironments(
+        spec.name: open_planned(
             spec.environments_plan(f"rounds.{index}"), spec.episode.rules(context)
         )
         for index, spec in enumerate(config.rounds)

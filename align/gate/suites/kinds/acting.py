@@ -15,7 +15,7 @@ from align.settings import stated
 from rollouts.types import Prompt
 
 if TYPE_CHECKING:
-    from rewards.environments.environments import WorkerEnvironments
+    from rewards.environments.cluster.planned import PlannedEnvironments
 
 DECIDING = {"turns", "tokens", "call_s", "episode_s", "observation_chars", "parser"}
 """Limits of an episode that change what happens in it; the others are resources of processes."""
@@ -25,7 +25,7 @@ DECIDING = {"turns", "tokens", "call_s", "episode_s", "observation_chars", "pars
 class SuiteActing:
     """Environments that a suite's items are acted on in."""
 
-    environments: WorkerEnvironments
+    environments: PlannedEnvironments
     content: Mapping[str, Any]
     """Everything about them that decides an item's value."""
 
@@ -48,11 +48,11 @@ def acting_of(
     """
     if not settings.acts:
         return None
+    from rewards.environments.cluster.planned import open_planned
     from rewards.environments.describe import check_rewarded, check_rows
-    from rewards.environments.environments import WorkerEnvironments
 
     plan = settings.environments_plan(where)
-    environments = WorkerEnvironments(plan, settings.episode.rules(context))
+    environments = open_planned(plan, settings.episode.rules(context))
     if {reward.name for reward in metric} == {ENVIRONMENT_REWARD}:
         check_rewarded(plan, environments.described, turns=False)
     check_rows(plan, environments.described, prompts)

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.config.policy import ResourcesConfig
+from align.api.running import runs_in_process
+from align.config.campaign import CampaignConfig
+from align.config.policy import EngineConfig, ResourcesConfig
 from launch.cluster.engines import custom_of
 from launch.cluster.preflight import (
     ClusterNode,
@@ -21,7 +23,7 @@ from launch.cluster.preflight import (
     shortages,
 )
 from rollouts.errors import UserError
-from tests.unit.campaigns import campaign
+from tests.unit.campaigns import campaign, rounds
 
 
 def node(name: str, free: dict[str, float] | None = None, **total: float) -> ClusterNode:
@@ -186,6 +188,43 @@ def test_resources_do_not_change_what_a_campaign_is(tmp_path: Path) -> None:
         rollouts={"resources": {"custom": {"a100": 1}}},
     )
     assert other.hash() == campaign(tmp_path).hash()
+    acting = [acting_campaign(tmp_path, workers=2, **placing) for placing in ({}, PLACED)]
+    assert acting[0].hash() == acting[1].hash()
+
+
+PLACED = {"resources": {"cpus": 0.5, "custom": {"desk": 1}}, "files": ["stock.txt"]}
+
+
+def acting_campaign(folder: Path, **episode: object) -> CampaignConfig:
+    acts = {"environment": "desk.py:Desk", "episode": episode}
+    suite = {"name": "desk", "prompts": "demo://rev", "environment": "desk.py:Desk"}
+    return campaign(
+        folder,
+        rounds=rounds({"name": "plain"}, {"name": "one", **acts}, {"name": "two", **acts}),
+        suites=[{**suite, "episode": {**episode, "workers": 3}}],
+    )
+
+
+def test_environments_on_nodes_take_room_beside_engines(tmp_path: Path) -> None:
+    assert [d.what for d in demands_of(acting_campaign(tmp_path, workers=2), gpus=True)] == [
+        "engine"
+    ]
+    config = acting_campaign(tmp_path, workers=2, **PLACED)
+    engine, desk = demands_of(config, gpus=False)
+    # Both rounds, of which the later replays the earlier, and the suite beside them.
+    assert str(desk) == "7 x environment (0.5 CPU, 1 desk each)" and engine.count == 1
+    assert custom_of([engine, desk]) == {"desk": 7.0}
+    assert runs_in_process(acting_campaign(tmp_path), None, None) is False
+    here = config.model_copy(update={"rollouts": EngineConfig(backend="transformers")})
+    with pytest.raises(UserError) as refused:
+        runs_in_process(here, wish=True, address=None)
+    assert "episode.resources place environments" in str(refused.value)
+    most = {"CPU": 4.5, "desk": 7}
+    assert problems([node("a", **most)], [engine, desk]) == []
+    (reason,) = problems([node("a", **{**most, "CPU": 4})], [engine, desk])
+    assert reason.endswith("ask for 4.5 CPU together, and there are 4")
+    (reason,) = problems([node("a", **{**most, "desk": 6})], [engine, desk])
+    assert reason == f"there is room for 6 of {desk}"
 
 
 @pytest.mark.parametrize("wrong", [{"gpus": 2}, {"cpus": 0}, {"custom": {"a": 0}}, {"gpu": 1}])

@@ -42,6 +42,16 @@ def campaign(ranks: int = 1) -> str:
     return CAMPAIGN.replace("RANKS", str(ranks))
 
 
+PLACED = """\
+  - name: act
+    prompts: demo://rev
+    environment: desk.py:Desk
+    episode: {workers: 2, resources: {cpus: 0.5, custom: {desk: 1}}}
+    steps: 2
+"""
+"""A further round whose environments are placed on nodes."""
+
+
 def rendered(folder: Path, kind: ManifestKind, *options: str, ranks: int = 1) -> str:
     path = folder / "nightly.yaml"
     path.write_text(campaign(ranks))
@@ -103,14 +113,16 @@ def test_what_the_pods_offer_holds_what_the_campaign_asks(tmp_path: Path) -> Non
     from launch.cluster.preflight import ClusterNode, demands_of, problems
 
     for ranks in (1, 2):
-        _, job = manifests(tmp_path, "rayjob", ranks=ranks)
+        text = campaign(ranks) + PLACED
+        config = CampaignConfig.model_validate(yaml.safe_load(text))
+        target = Target(kind="rayjob", image="registry.example/keel:1")
+        _, job = render(config, text, target)
         nodes = []
         for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
             start = group["rayStartParams"]
             labels = yaml.safe_load(yaml.safe_load(start.get("resources", '"{}"')))
             total = {"CPU": float(start["num-cpus"]), **labels}
             nodes += [ClusterNode(name="pod", total=total, free=total)] * group["replicas"]
-        config = CampaignConfig.model_validate(yaml.safe_load(campaign(ranks)))
         assert problems(nodes, demands_of(config, gpus=False)) == []
 
 
