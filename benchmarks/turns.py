@@ -13,8 +13,8 @@ import argparse
 import heapq
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,17 +23,20 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.common import middle, parser, prepare, save, show, spread, verdict, write_model
 from benchmarks.given import TOKEN_IDS
 from rollouts.engines.protocol import Conversation, RolloutEngine, SampleRequest
-from rollouts.engines.turns import Waves
+from rollouts.engines.turns import OpenRequest, Waves
 from rollouts.engines.vllm import VLLMConfig, VLLMEngine
 from rollouts.types import Sampling
 
 if TYPE_CHECKING:
     from rollouts.engines.vllm import Work
+    from rollouts.pool.pool import EnginePool
 
 LEAST_RATE = 0.75
 """Least rate of three turns, as a share of that of one turn of the same tokens."""
 LEAST_BUSY = 0.9
 """Least share of the time in which the engine steps while every turn but the last calls a tool."""
+UNCACHED = "uncached"
+"""Beginning of the ids of requests that read nothing from the prefix cache."""
 POLL_S = 0.005
 """Longest wait for the engine while a tool runs."""
 
@@ -41,9 +44,8 @@ POLL_S = 0.005
 class MeasuredEngine(VLLMEngine):
     """An engine that counts the seconds of its steps and the prompt tokens that its prefix cache had."""
 
-    def __init__(self, config: VLLMConfig, *, uses_cache: bool) -> None:
+    def __init__(self, config: VLLMConfig) -> None:
         super().__init__(config)
-        self._uses_cache = uses_cache
         self._counts = {"busy_s": 0.0, "prompt": 0.0, "cached": 0.0}
 
     def step(self) -> None:
@@ -58,7 +60,7 @@ class MeasuredEngine(VLLMEngine):
 
     def _add(self, work: Work, receive: Any, owner: object) -> str:
         token_ids, params, _ = work
-        if not self._uses_cache:
+        if isinstance(owner, OpenRequest) and owner.request.id.startswith(UNCACHED):
             params.skip_reading_prefix_cache = True
 
         def counted(output: Any) -> None:
@@ -145,15 +147,16 @@ class Stage:
             heapq.heappush(self._tools, (answers_at, play.number, play))
 
     def _ask(self, plays: Sequence[Play]) -> None:
-        requests = []
+        requests, kind = [], "cached" if self.case.uses_cache else UNCACHED
         for play in plays:
+            name = f"{kind}/{self.seed}/{play.number}"
             request = SampleRequest(
-                id=f"{self.seed}/{play.number}/{play.turn}",
+                id=f"{name}/{play.turn}",
                 prompt_ids=play.prompt_ids,
                 n=1,
                 sampling=Sampling(max_tokens=self.args.tokens // self.case.turns),
                 seed=self.seed + 10 * play.number + play.turn,
-                follows=f"{self.seed}/{play.number}/{play.turn - 1}" if play.turn else None,
+                follows=f"{name}/{play.turn - 1}" if play.turn else None,
             )
             self._sampling[request.id] = play
             requests.append(request)
@@ -205,41 +208,28 @@ def main() -> None:
         config = VLLMConfig(
             model=str(model), max_num_seqs=args.max_num_seqs, dtype=args.dtype, max_model_len=512
         )
-        with _pools(config) as pools:
+        with _pool(config) as pool:
+            few = argparse.Namespace(**{**vars(args), "episodes": args.max_num_seqs // 2})
             for number in range(args.turns + 1):
                 for name, case in CASES.items():
-                    figures = measure(case, pools[case.uses_cache], args, 1 + number)
+                    figures = measure(case, pool, args if number else few, 1 + number)
                     measured[name] += [figures] if number else []  # The first round warms up.
     report(measured, args)
     save(args.json, "turns", args, measured)
 
 
-class _pools:
-    """Two pools of one engine on a cluster of their own: with and without the prefix cache."""
+@contextmanager
+def _pool(config: VLLMConfig) -> Iterator[EnginePool]:
+    """Start a pool of one engine on a cluster of its own."""
+    import ray
 
-    def __init__(self, config: VLLMConfig) -> None:
-        self._config = config
+    from rollouts.pool.pool import EnginePool
 
-    def __enter__(self) -> dict[bool, Any]:
-        import ray
-
-        from rollouts.pool.pool import EnginePool
-
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        self._by_cache = {
-            uses_cache: EnginePool(
-                self._config,
-                engine_factory=partial(MeasuredEngine, self._config, uses_cache=uses_cache),
-            )
-            for uses_cache in (True, False)
-        }
-        return self._by_cache
-
-    def __exit__(self, *error: object) -> None:
-        import ray
-
-        for pool in self._by_cache.values():
-            pool.close()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        with closing(EnginePool(config, engine_factory=partial(MeasuredEngine, config))) as pool:
+            yield pool
+    finally:
         ray.shutdown()
 
 
@@ -280,7 +270,7 @@ def _arguments() -> argparse.Namespace:
         "--size", choices=["3M", "28M"], default="28M", help="parameters of the model"
     )
     options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    options.add_argument("--episodes", type=int, default=96)
+    options.add_argument("--episodes", type=int, default=64)
     options.add_argument("--max-num-seqs", type=int, default=32, help="completions at a time")
     options.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     options.add_argument("--tokens", type=int, default=96, help="sampled tokens of an episode")

@@ -61,8 +61,8 @@ def demands_of(config: CampaignConfig, *, gpus: bool) -> list[Demand]:
         what="engine", bundle=engines.resources.bundle(gpus=gpus), count=engines.engines
     )
     workers = [
-        Demand(what="environment", bundle=resources.bundle(gpus=False), count=count)
-        for resources, count in placed_workers(config)
+        Demand(what="environment", bundle=placed.resources.bundle(gpus=False), count=placed.num)
+        for placed in placed_workers(config)
     ]
     if policy.ranks == 1:
         return [engine, *workers]

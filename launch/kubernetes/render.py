@@ -200,10 +200,10 @@ def _ray_job_spec(config: CampaignConfig, target: Target) -> Manifest:
     groups = [_workers("engine", engines.resources, engines.engines, 1, config, target)]
     if not alone:
         groups.append(_workers("learner", policy.resources, 1, policy.ranks, config, target))
-    for index, (resources, count) in enumerate(placed_workers(config)):
-        placed = resources.model_copy(update={"gpus": resources.gpus or 0.0})
+    for index, placed in enumerate(placed_workers(config)):
+        resources = placed.resources.model_copy(update={"gpus": placed.resources.gpus or 0.0})
         name = f"environment-{index}" if index else "environment"
-        groups.append(_workers(name, placed, count, 1, config, target))
+        groups.append(_workers(name, resources, placed.num, 1, config, target))
     head_pod = _pod("ray-head", _limits(head, 1, target), config, target, secrets=True)
     words = ["keel", "run", f"{CONFIG_DIR}/{CONFIG_FILE}", "--address", "auto", "--wait", "600"]
     return {
@@ -257,7 +257,7 @@ def _workers(
 def _cron_job_spec(config: CampaignConfig, target: Target) -> Manifest:
     """Render a job of one pod, with a Ray cluster of its own for as long as a round takes."""
     policy, engines = config.policy, config.rollouts
-    placed_cpus = sum(placed.resources.cpus * placed.count for placed in placed_workers(config))
+    placed_cpus = sum(placed.resources.cpus * placed.num for placed in placed_workers(config))
     engine_cpus = engines.engines * engines.resources.cpus
     cpus = math.ceil(engine_cpus + policy.ranks * policy.threads + placed_cpus + 1)
     whole = ResourcesConfig(cpus=cpus, gpus=0.0)

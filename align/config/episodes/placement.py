@@ -15,7 +15,7 @@ class PlacedWorkers(NamedTuple):
     """Workers that are all alike."""
 
     resources: ResourcesConfig
-    count: int
+    num: int
 
 
 def placed_workers(config: CampaignConfig) -> list[PlacedWorkers]:
@@ -31,7 +31,7 @@ def placed_workers(config: CampaignConfig) -> list[PlacedWorkers]:
         resources = settings.episode.resources
         if resources is None:
             continue
-        before = next((each.count for each in counts if each.resources == resources), 0)
+        before = next((each.num for each in counts if each.resources == resources), 0)
         counts = [each for each in counts if each.resources != resources]
         counts.append(PlacedWorkers(resources, before + settings.episode.workers))
     return counts
