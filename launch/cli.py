@@ -28,6 +28,7 @@ from launch.commands.reward import reward_app
 from launch.commands.rollouts import rollouts_app
 from launch.commands.rounds import rounds_app
 from launch.commands.schedule import schedule_app, waiting_lines
+from launch.commands.upkeep import add_commands as add_upkeep_commands
 from launch.environments.commands import env_app
 from launch.feedback.commands import feedback_app
 from launch.kubernetes.commands import kubernetes_app
@@ -61,6 +62,7 @@ app.add_typer(schedule_app, name="schedule")
 add_init_commands(app)
 add_report_commands(app)
 add_alias_commands(app)
+add_upkeep_commands(app)
 add_judge_commands(app)
 add_plan_commands(app)
 add_submit_commands(app)

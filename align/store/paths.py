@@ -1,7 +1,7 @@
 """Names of all files and folders of a store; no other room spells them.
 
 ledger.db
-snapshots/<id>/             staging/<uuid>/
+snapshots/<id>/             packed/<id>/                staging/<uuid>/
 rounds/<index>-<name>/      attempts and checkpoints, see `align.store.run_folder`
 replay/<snapshot>.jsonl     replay/examples-<snapshot>.jsonl   replay/history-<snapshot>.jsonl
 replay/answers-<hash>.jsonl    replay/synthetic-<hash>.jsonl
@@ -57,6 +57,11 @@ class StorePaths:
     def snapshots(self) -> Path:
         """Folder of all snapshots."""
         return self.folder / "snapshots"
+
+    @property
+    def packed(self) -> Path:
+        """Folder of snapshots that are stored as differences."""
+        return self.folder / "packed"
 
     @property
     def staging(self) -> Path:

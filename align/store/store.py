@@ -40,7 +40,7 @@ class Store:
         self.folder, self.ledger, self._mirror = folder, ledger, mirror
         self.paths = StorePaths(folder)
         self.files = StoredFiles(folder, ledger.database, mirror)
-        self.snapshots = SnapshotStore(folder, mirror.remote)
+        self.snapshots = SnapshotStore(folder, mirror.remote, ledger.collections)
 
     @property
     def is_remote(self) -> bool:
@@ -58,8 +58,17 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what the ledger no longer names, here and behind the URL. Hold the lease first."""
-        paths = {*self.paths.mirrored(), *self._mirror.versions()}
-        self.withdraw(sorted(filter(superseded_in(self.ledger), paths)))
+        self.withdraw(sorted(filter(superseded_in(self.ledger), self.sizes())))
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of every complete file of records, here or behind the URL, by path."""
+        remote = {} if self._mirror.remote is None else self._mirror.versions()
+        far = {path: int(version.rpartition("/")[2]) for path, version in remote.items()}
+        here: dict[str, int] = {}
+        for name in self.paths.mirrored():
+            with suppress(FileNotFoundError):  # A runner may be replacing it meanwhile.
+                here[name] = (self.folder / name).stat().st_size
+        return far | here
 
     def withdraw(self, paths: Iterable[str]) -> None:
         """Remove files that the ledger no longer names, here and behind the URL; paths are the store's."""
@@ -152,16 +161,6 @@ def store_to_read(config: StoreSettings, ledger: Ledger) -> Store:
         return Store(config.folder, ledger)
     remote = Remote(config.store, config.store_options)
     return Store(config.folder, ledger, Mirror(config.folder, remote))
-
-
-def open_snapshots(config: StoreSettings) -> SnapshotStore:
-    """Open a campaign's snapshots alone, to read them.
-
-    Raises:
-        KeelError: see `open_store`.
-    """
-    remote = Remote(config.store, config.store_options) if config.is_remote else None
-    return SnapshotStore(config.folder, remote)
 
 
 def open_ledger(config: StoreSettings) -> Ledger:
