@@ -14,10 +14,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.campaigns import TASKS
 from benchmarks.common import parser, prepare, save, show, verdict
+
+if TYPE_CHECKING:
+    from rollouts.types import Prompt
 
 ENOUGH = 0.9
 """Smallest share of held-out prompts that the claim allows, as a mean over the tasks."""
@@ -37,10 +40,12 @@ def main() -> None:
     policy = PolicyConfig(model=args.model)
     folder = resolve_model(policy)
     encoder = load_encoder(folder, policy)
-    model = load_model(str(folder), torch.float32, torch.device("cpu"), trust_remote_code=False)
+    model = load_model(
+        str(folder), getattr(torch, args.dtype), torch.device("cpu"), trust_remote_code=False
+    )
     texts = demo_texts(args) if args.data is None else file_texts(args)
     prompts = {
-        task: [[tuple(encoder.tokenizer(text).input_ids) for text in part] for part in parts]
+        task: [[encoder.encode(prompt_of(text, args.chat)) for text in part] for part in parts]
         for task, parts in texts.items()
     }
     records = []
@@ -86,6 +91,15 @@ def routed(
         ]
         shares[task] = sum(weight > 0.5 for weight in own) / len(own)
     return shares
+
+
+def prompt_of(text: str, chat: bool) -> Prompt:
+    """Return a text as a prompt, or as what a user says in a chat."""
+    from rollouts.types import Prompt
+
+    if chat:
+        return Prompt(id=text, messages=({"role": "user", "content": text},))
+    return Prompt(id=text, text=text)
 
 
 def file_texts(args: argparse.Namespace) -> dict[str, list[list[str]]]:
@@ -138,6 +152,8 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--train", type=int, default=128, help="prompts of each task to learn")
     options.add_argument("--items", type=int, default=100, help="prompts of each task held out")
     options.add_argument("--chars", type=int, default=160, help="characters of a text")
+    options.add_argument("--chat", action="store_true", help="render texts as a user's message")
+    options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options.add_argument("--threads", type=int, default=1)
     args = options.parse_args()
     if args.quick:
