@@ -97,12 +97,16 @@ class EndedEnvironment:
         """Return the reward that the environment gave the episode."""
         return self._reward
 
-    def __getattr__(self, name: str) -> Any:
+    def lacking(self, name: str) -> AttributeError:
+        """Make the error for a public attribute that the environment did not have."""
         known = ", ".join(key for key in self.__dict__ if not key.startswith("_")) or "none"
-        raise AttributeError(
+        return AttributeError(
             f"the environment {self.__dict__.get('_name', '')!r} had no public attribute {name!r} that "
             f"JSON can hold when its episode ended; it had: {known}"
         )
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.lacking(name)
 
     def __repr__(self) -> str:
         shown = {key: value for key, value in self.__dict__.items() if not key.startswith("_")}

@@ -17,6 +17,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from rewards.environments.attributes import attributes_of
 from rewards.environments.instance import EnvironmentFault, Instance
 from rewards.environments.schemas import schema_of
 from rewards.environments.toolset import (
@@ -160,6 +161,7 @@ def describe(environment: LoadedEnvironment) -> dict[str, Any]:
         "reset": {"names": takes.names, "required": takes.required, "anything": takes.anything},
         "rewards": callable(getattr(type(instance), GET_REWARD, None)),
         "turn_rewards": callable(getattr(type(instance), GET_TURN_REWARD, None)),
+        "attributes": attributes_of(instance),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from align.config.campaign import CampaignConfig, RoundConfig
-from align.config.episodes.rules import ENVIRONMENT_REWARD
+from align.gate.suites.kinds.acting import check_rewards, placed_rewards
 from rewards.environments.by_round import PromptEnvironments
 from rewards.environments.cluster.planned import open_planned
 from rewards.environments.describe import check_rewarded, check_rows, describe_environments
@@ -32,12 +32,14 @@ def check_environments(
     """
     if not acts(spec):
         return
-    plan = spec.environments_plan(f"rounds.{index_of(config, spec)}")
+    index = index_of(config, spec)
+    plan = spec.environments_plan(f"rounds.{index}")
     described = describe_environments(plan)
-    if {reward.name for reward in spec.rewards} == {ENVIRONMENT_REWARD}:
-        check_rewarded(plan, described, turns=False)
+    gold = {f"rounds.{index}.gold.{i}": reward for i, reward in enumerate(spec.gold)}
+    check_rewards(described, placed_rewards(spec, index))
+    check_rewards(described, gold)
     if spec.turn_rewards:
-        check_rewarded(plan, described, turns=True)
+        check_rewarded(described, plan.place("turn_rewards"), turns=True)
     check_rows(plan, described, prompts)
     first = {plan.name_for(prompt): prompt for prompt in reversed(prompts)}
     environments = encoder.acting_in(open_planned(plan, spec.episode.rules()))

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from align.config.campaign import CampaignConfig
+from align.config.gate import SuiteConfig
 from align.config.retrieval.settings import RetrievalConfig
 from align.data.retrieval.index import DocumentIndex
 from align.data.retrieval.tool import SearchingEncoder
-from align.gate.suites.kinds.acting import acting_of
+from align.gate.suites.kinds.acting import acting_of, placed_rewards
 from align.round.episodes.environments import check_environments, open_environments, try_environment
 from rollouts.episodes.environment import EpisodeRules, ToolCall
 from rollouts.errors import UserError
@@ -20,6 +21,9 @@ from tests.unit.acting import encoder
 from tests.unit.described import WORLDS, describe_here
 
 ROUND: dict[str, Any] = {"prompts": "p.jsonl", "steps": 1}
+
+
+SUCCESS = {"name": "success"}
 
 
 def campaign(**settings: dict[str, Any]) -> CampaignConfig:
@@ -47,6 +51,17 @@ def described(monkeypatch: pytest.MonkeyPatch, config: CampaignConfig) -> None:
         ({"environment": "Dice", "rewards": ["length"]}, {"sides": 6}, None),
         ({"environment": "Dice", "rewards": ["length"]}, {}, "needs the column 'sides'"),
         ({"environment": "Dice"}, {"sides": 6}, "Dice has no method get_reward"),
+        ({"environment": "Dice", "rewards": ["success"]}, {"sides": 6}, "has no method get_reward"),
+        (
+            {"environment": "Counter", "rewards": [SUCCESS | {"options": {"attribute": "done"}}]},
+            {},
+            None,
+        ),
+        (
+            {"environment": "Counter", "rewards": [SUCCESS | {"options": {"attribute": "doen"}}]},
+            {},
+            r"'Counter' have no public attribute 'doen'(.|\n)*did you mean 'done'",
+        ),
         (
             {"environment": "Dice", "rewards": ["length"], "turn_rewards": True},
             {"sides": 6},
@@ -135,9 +150,22 @@ def test_the_hash_of_a_suite_covers_its_environment(
         config = campaign(count={"environment": f"{file}:Counter"})
         described(monkeypatch, config)
         spec = config.rounds[0]
-        acting = acting_of(spec, "rounds.0", [asks("count")], spec.rewards, 64)
+        acting = acting_of(spec, "rounds.0", [asks("count")], placed_rewards(spec, 0), 64)
         assert acting is not None
         contents.append(acting.content)
     assert contents[0] != contents[1]
     plain = campaign(plain={"rewards": ["length"]}).rounds[0]
-    assert acting_of(plain, "rounds.0", [], plain.rewards, 64) is None
+    assert acting_of(plain, "rounds.0", [], {}, 64) is None
+
+
+def test_a_suite_is_refused_for_a_misspelt_attribute(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = {"name": "s", "prompts": "p.jsonl", "environment": f"{WORLDS}:Counter", "margin": 0.1}
+    spec = SuiteConfig.model_validate(
+        suite | {"metric": {"name": "success", "options": {"attribute": "cuont"}}}
+    )
+    assert spec.metric is not None
+    describe_here(monkeypatch, spec.environments_plan("suites.0"))
+    with pytest.raises(UserError) as refusal:
+        acting_of(spec, "suites.0", [asks(None)], {"suites.0.metric": spec.metric}, 64)
+    assert refusal.value.where == "suites.0.metric.options.attribute"
+    assert "did you mean 'count'" in str(refusal.value.remedy)
