@@ -108,6 +108,29 @@ def check_rewarded(
     )
 
 
+def check_turns(
+    plan: EnvironmentsPlan, described: Mapping[str, DescribedEnvironment], turns: int
+) -> None:
+    """Refuse episodes of one turn where there are tools: none could ever be called.
+
+    Args:
+        turns: most turns of an episode.
+
+    Raises:
+        UserError: names the first tool.
+    """
+    schemas = [schema for each in described.values() for schema in each.schemas]
+    if turns > 1 or not schemas:
+        return
+    name = schemas[0]["function"]["name"]
+    raise UserError(
+        f"turns is {turns} and the policy has tools, {name!r} first: it can call none of them",
+        where=plan.place("episode.turns"),
+        cause="an episode's last turn is its answer, whose calls are not made",
+        remedy="set turns to 2 or more: one for a call, one for the answer",
+    )
+
+
 def check_attribute(
     described: Mapping[str, DescribedEnvironment], attribute: str, where: str
 ) -> None:

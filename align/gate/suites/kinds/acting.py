@@ -51,10 +51,11 @@ def acting_of(
     if not settings.acts:
         return None
     from rewards.environments.cluster.planned import open_planned
-    from rewards.environments.describe import check_rows
+    from rewards.environments.describe import check_rows, check_turns
 
     plan = settings.environments_plan(where)
     environments = open_planned(plan, settings.episode.rules(context))
+    check_turns(plan, environments.described, settings.episode.turns)
     check_rewards(environments.described, metric)
     check_rows(plan, environments.described, prompts)
     return SuiteActing(environments=environments, content=acting_content(settings))
