@@ -17,9 +17,9 @@ import socket
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from rewards.environments.attributes import attributes_of
 from rewards.environments.instance import EnvironmentFault, Instance
 from rewards.environments.schemas import schema_of
+from rewards.environments.state import attributes_of
 from rewards.environments.toolset import (
     GET_REWARD,
     GET_TURN_REWARD,

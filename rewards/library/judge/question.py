@@ -116,8 +116,8 @@ def _turn_of(label: str, message: Mapping[str, Any]) -> list[tuple[str, str]]:
         name = message.get("name")
         return [(label + OBSERVED, f"{name}: {content}" if name else content)]
     calls = _calls_of([message])
-    said = [(label + SAID, content)] if content or not calls else []
-    return [*said, *((label + CALLED, call) for call in calls)]
+    spoken = [(label + SAID, content)] if content or not calls else []
+    return [*spoken, *((label + CALLED, call) for call in calls)]
 
 
 def _calls_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rewards.environments.attributes import attributes_of
+from rewards.environments.state import attributes_of
 
 
 class Base:
