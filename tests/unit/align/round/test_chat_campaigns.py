@@ -111,8 +111,12 @@ def test_a_template_that_spoils_examples_is_one_message(
         (IM, {}, TURN),
         (IM, {"system": "be brief"}, f"<|im_start|> system be brief <|im_end|> {TURN}"),
         (NO_SYSTEM, {}, TURN),
-        (THINKING, {"chat_template_kwargs": {"enable_thinking": False}}, f"[no] {TURN}"),
-        (DATED, {"chat_template_kwargs": {"date_string": "26 Jul 2024"}}, f"<unk> {TURN}"),
+        (THINKING, {"chat_template_kwargs": {"enable_thinking": False}}, f"{TURN} [no]"),
+        (
+            DATED,
+            {"chat_template_kwargs": {"date_string": "26 Jul 2024"}},
+            f"<unk> <unk> <unk> {TURN}",
+        ),
         ({"default": IM, "tool_use": IM}, {}, TURN),
     ],
 )
