@@ -32,8 +32,10 @@ from launch.commands.upkeep import add_commands as add_upkeep_commands
 from launch.environments.commands import env_app
 from launch.feedback.commands import feedback_app
 from launch.kubernetes.commands import kubernetes_app
+from launch.masked_logs import mask_logs
 from launch.serving.commands import add_commands as add_serve_commands
 from rollouts.errors import KeelError, UserError
+from rollouts.machine.variables import printable
 
 INTERRUPTED, TERMINATED = 130, 143
 """128 plus the numbers of SIGINT and SIGTERM, as shells have them."""
@@ -248,6 +250,7 @@ def demo_scenario(
 def main() -> None:
     """Run the command line: errors made for people are printed as they are, everything else keeps its
     trace."""
+    mask_logs()
     try:
         code = app(prog_name="keel", standalone_mode=False)
     except TyperException as error:
@@ -261,7 +264,7 @@ def main() -> None:
         typer.echo("aborted", err=True)
         sys.exit(1)
     except KeelError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except SystemExit as ended:
         if ended.code == TERMINATED:

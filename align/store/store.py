@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 from align.config.store import StoreSettings
 from align.store.database.database import holds_ledger
 from align.store.database.postgres import shown
+from align.store.database.private import close_to_others, make_private
 from align.store.ledger.ledger import Ledger
 from align.store.mirror import ONE_SIDED, Mirror
 from align.store.paths import StorePaths
@@ -147,7 +148,7 @@ def open_store(config: StoreSettings, ledger: Ledger | None = None) -> Store:
     """
     ledger = ledger or open_ledger(config)
     if config.is_remote:
-        config.folder.mkdir(parents=True, exist_ok=True)
+        make_private(config.folder)
     return store_to_read(config, ledger)
 
 
@@ -170,6 +171,10 @@ def open_ledger(config: StoreSettings) -> Ledger:
         UserError: the URL is none, or not given where it should be.
         StoreError: the database cannot be reached, or holds something else.
     """
+    if StorePaths(
+        config.folder
+    ).snapshots.is_dir():  # Made here, so that it is no folder of others.
+        close_to_others(config.folder)
     return Ledger(config.ledger_url)
 
 

@@ -118,7 +118,8 @@ class EnvironmentsPlan:
         limits = self.limits
         root, folder = (None, Path.cwd()) if self.code is None else self.code.write()
         is_sandboxed = limits.isolation == "sandbox"
-        visible = [path for name in self.names for path in sandbox.visible(name, folder)]
+        shown = self.names if is_sandboxed else ()
+        visible = [path for name in shown for path in sandbox.visible(name, folder)]
         visible += [os.path.abspath(folder / file) for file in self.files]
         return Plan(
             reward=", ".join(self.names),

@@ -51,7 +51,11 @@ class IsolatedReward:
         names = tuple(_joined(name, options))
         is_sandboxed = isolation.level == "sandbox"
         sandboxed_names = names if is_sandboxed else ()
-        visible = (path for each in sandboxed_names for path in sandbox.visible(each, folder))
+        visible = (
+            path
+            for each in sandboxed_names
+            for path in sandbox.visible(each, folder, isolation.files, where)
+        )
         plan = Plan(
             reward=name,
             options=dict(options),

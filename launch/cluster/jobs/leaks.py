@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from launch.cluster.cluster import NOT_SECRET, is_secret
 from rollouts.errors import UserError
+from rollouts.machine.variables import NOT_SECRET, is_secret
 
 LEAST_SECRET = 8
 """Least length of the values that are looked for: shorter ones are found everywhere."""
