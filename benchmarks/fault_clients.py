@@ -19,7 +19,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from benchmarks.fault_trial import FaultOutcome, FaultTrial
 
 PATIENCE_S = 60.0
 """Seconds for a server to start, and for an answer to somebody with the token."""
@@ -369,4 +372,32 @@ ATTACKS: Mapping[str, Attack] = {
     "requests within requests": smuggling,
     "noise": noise,
     "a flood of connections": senders_beside,
+}
+
+
+def attacked(name: str, kind: str, seed: int, folder: Path) -> FaultOutcome:
+    """Attack one server, which is read by one of uvicorn's two parsers in turn."""
+    parser, few = ("httptools", "h11")[seed % 2], name in ONCE
+    with running(kind, folder, PLACES, parser) as target:
+        connections = 1 if few else PLACES
+        harm = ATTACKS[name](target, random.Random(seed), connections)
+        if harm is None and "Traceback" in target.printed.read_text():
+            harm = "the server logged an exception"
+    if harm is not None:
+        return FaultOutcome.lost(f"{kind}, {parser}: {harm}")
+    return FaultOutcome.kept(f"{kind}, {parser}: whoever has the token was answered")
+
+
+PLACES = 512
+"""Connections that the servers of the benchmark take, and connections of most attacks."""
+ONCE = ("large bodies", "endless headers", "compressed bodies", "requests within requests")
+"""Attacks whose requests are sent one after the other."""
+TRIALS: Mapping[str, FaultTrial] = {
+    f"{kind}: {name}": FaultTrial(
+        tried=f"{' '.join(str(attack.__doc__).split())} The server is that of {command}.",
+        tries=4,
+        run=partial(attacked, name, kind),
+    )
+    for kind, command in (("feedback", "`keel feedback serve`"), ("serving", "`keel serve`"))
+    for name, attack in ATTACKS.items()
 }

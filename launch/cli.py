@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from align.report.printable import printable
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
 from launch.cluster.commands import add_commands as add_submit_commands
 from launch.cluster.running import observed, show_report
@@ -35,7 +36,6 @@ from launch.kubernetes.commands import kubernetes_app
 from launch.masked_logs import mask_logs
 from launch.serving.commands import add_commands as add_serve_commands
 from rollouts.errors import KeelError, UserError
-from rollouts.machine.variables import printable
 
 INTERRUPTED, TERMINATED = 130, 143
 """128 plus the numbers of SIGINT and SIGTERM, as shells have them."""

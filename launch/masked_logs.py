@@ -6,7 +6,8 @@ import logging
 import os
 from typing import Any
 
-from rollouts.machine.variables import masked, printable
+from align.report.printable import printable
+from rollouts.machine.variables import masked
 
 
 def mask_logs() -> None:

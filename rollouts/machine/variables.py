@@ -31,7 +31,9 @@ LEAST_SECRET = 8
 """Least length of a value that is masked: shorter ones stand everywhere."""
 MASK = "***"
 
-PASSWORD = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/:@'\"]*:)(?!\*{3}@)[^\s/@'\"]+(?=@)", re.I)
+PASSWORD = re.compile(
+    r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/:@'\"]*:)(?!\*{3}@)[^\s/@'\"]+(?=@)", re.I
+)
 """Password of a URL, behind what stands before it."""
 TOKEN = re.compile(
     r"""(?<![A-Za-z0-9_-])(?:
@@ -47,10 +49,6 @@ TOKEN = re.compile(
     re.X,
 )
 """Shapes of tokens that well-known services hand out."""
-UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
-"""Control characters, directions of writing, and halves of characters."""
 PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*-----)?")
 KEYED_URL = re.compile(r"https?://[0-9a-f]{32}@[\w.-]+", re.I)
 """Address of an error tracker, whose user is its key."""
@@ -115,18 +113,6 @@ def masked(text: str, environ: Mapping[str, str]) -> str:
     for shape in (TOKEN, PRIVATE_KEY, KEYED_URL):
         text = shape.sub(MASK, text)
     return text
-
-
-def printable(text: str) -> str:
-    """Return a text whose control characters are spelt out, but for the ends of lines and tabs.
-
-    Model output and dropped rows reach a terminal, which obeys escape sequences; directions of writing
-    would show a line in another order than it has.
-
-    >>> printable("a\\x1b[2J\\u202eb")
-    'a\\\\x1b[2J\\\\u202eb'
-    """
-    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def secrets_in(environ: Mapping[str, str]) -> set[str]:
