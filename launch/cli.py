@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 3 (with ``--strict``) 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,7 @@ from launch.kubernetes.commands import kubernetes_app
 from launch.masked_logs import mask_logs
 from launch.serving.commands import add_commands as add_serve_commands
 from rollouts.errors import KeelError, UserError
+from rollouts.machine.variables import masked
 
 INTERRUPTED, TERMINATED = 130, 143
 """128 plus the numbers of SIGINT and SIGTERM, as shells have them."""
@@ -174,7 +176,8 @@ def config_show(
     file = load(campaign, overrides)
     from align.report.settings import resolved_lines, stated_yaml
 
-    typer.echo("\n".join(resolved_lines(file)) if resolved else stated_yaml(file))
+    text = "\n".join(resolved_lines(file)) if resolved else stated_yaml(file)
+    typer.echo(masked(text, os.environ))
 
 
 @config_app.command("check")

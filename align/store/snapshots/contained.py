@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import sys
 from pathlib import Path
 
 from align.errors import UserError
@@ -65,7 +66,9 @@ def refuse_foreign(file: Path, status: os.stat_result, path: Path, home: Path) -
             cause="a file elsewhere may change unnoticed, and may be nobody's to hand on",
             remedy="replace the link by the file itself",
         )
-    if status.st_nlink > 1 and _names_below(home, status) < status.st_nlink:
+    # An installer such as uv links the files of packages to its cache.
+    is_installed = path.is_relative_to(Path(sys.prefix).resolve())
+    if status.st_nlink > 1 and not is_installed and _names_below(home, status) < status.st_nlink:
         raise UserError(
             "the file has another name outside the model folder (a hard link)",
             where=str(file),
