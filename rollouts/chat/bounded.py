@@ -53,7 +53,7 @@ def check_bounded(template: str, where: str, deadline_s: float = DEADLINE_S) -> 
     Raises:
         UserError: it was ended.
     """
-    given = {
+    task = {
         "template": template,
         "messages": TURNS,
         "memory": MEMORY_BYTES,
@@ -63,7 +63,7 @@ def check_bounded(template: str, where: str, deadline_s: float = DEADLINE_S) -> 
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-c", PROGRAM],
-            input=json.dumps(given).encode(),
+            input=json.dumps(task).encode(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=deadline_s,
