@@ -5,10 +5,9 @@
     with connect("10.0.0.5:6379") as cluster:    # somebody's cluster; a token is demanded
 
 A local cluster demands Ray's token from whoever talks to it, keeps its object store small, and
-hands its actors the variables that they need and none of the driver's others. Ray listens on loopback
-alone there, and on every network interface of other clusters, which the token protects. Ray itself ends
-the processes of a local cluster when the thread that started them ends: that is why only the main thread
-may start one.
+hands its actors the variables that they need and none of the driver's others. Ray listens on every
+network interface, so the token is what protects it. Ray itself ends the processes of a local
+cluster when the thread that started them ends: that is why only the main thread may start one.
 
 Not here: what runs on the cluster (`rollouts.pool.pool`, `align.learner`), whether it fits
 (`launch.cluster.preflight`), and submitting jobs (`launch.cluster.jobs.jobs`).
@@ -44,7 +43,6 @@ GIB = 1024**3
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds the four packages, for the actors' import path."""
 
-LOOPBACK = "127.0.0.1"
 PROBE_TIMEOUT_S = 10.0
 CLIENT_TRIES = 4
 """Number of tries to connect by Ray Client, all within the one deadline of a start."""
@@ -154,8 +152,6 @@ def _local_options(
         # Where there is no shared memory, files have to do.
         **({} if shared is not None else {"_plasma_directory": tempfile.gettempdir()}),
         "address": "local",
-        # Ray listens where its node says that it is: on every interface, unless that is loopback.
-        "_node_ip_address": LOOPBACK,
         "num_cpus": num_cpus or max(os.cpu_count() or 1, num_engines + 1),
         "resources": dict(custom),
         "object_store_memory": store_bytes(weights, memory=total_memory(), shared=shared),

