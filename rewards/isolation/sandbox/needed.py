@@ -25,7 +25,7 @@ def needed_files(file: Path, folder: Path) -> list[str]:
     """
     file = file.resolve()
     paths = (Path(entry or ".").resolve() for entry in sys.path)
-    roots = [file.parent, folder.resolve(), *(path for path in paths if not _installed(path))]
+    roots = [file.parent, folder.resolve(), *(path for path in paths if not is_installed(path))]
     shown, waiting, read = [file], [file], set[Path]()
     while waiting and len(read) < MOST_FILES:
         source = waiting.pop()
@@ -100,7 +100,7 @@ def _module(name: str, roots: list[Path]) -> Path | None:
     return None
 
 
-def _installed(path: Path) -> bool:
+def is_installed(path: Path) -> bool:
     """Tell if a folder belongs to Python itself, which a sandbox shows as a whole."""
     prefixes = (Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
     return any(path.is_relative_to(prefix) for prefix in prefixes)

@@ -11,7 +11,12 @@ import rewards
 import rollouts
 from rewards.isolation.process import Plan, Worker, WorkerEnded
 from rewards.isolation.sandbox import bwrap, landlock
-from rewards.isolation.sandbox.needed import declared_files, needed_files, package_parts
+from rewards.isolation.sandbox.needed import (
+    declared_files,
+    is_installed,
+    needed_files,
+    package_parts,
+)
 from rewards.isolation.setup import Provider
 from rewards.plugins import plugins
 from rollouts.errors import UserError
@@ -84,7 +89,8 @@ def visible(
             spec = importlib.util.find_spec(origin.partition(".")[0])
     if spec is not None and spec.submodule_search_locations is not None:
         for location in spec.submodule_search_locations:
-            shown += map(str, package_parts(Path(location).resolve()))
+            package = Path(location).resolve()
+            shown += map(str, [package] if is_installed(package) else package_parts(package))
     elif spec is not None and spec.origin and Path(spec.origin).exists():
         shown += needed_files(Path(spec.origin), folder)
     return tuple(dict.fromkeys(shown))
