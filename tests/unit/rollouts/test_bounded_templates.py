@@ -12,7 +12,7 @@ from align.data.base_model import load_encoder
 from rollouts.chat.bounded import TURNS, check_bounded
 from rollouts.errors import UserError
 from tests.patience import patient
-from tests.unit.chats import save_folder
+from tests.unit.chats import build
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -20,7 +20,7 @@ CHATML = (
 )
 ENDLESS = {
     "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "a power": "{{ 9 ** 9 ** 9 }}",
+    "a power": "{{ 9 ** (9 ** 9) }}",
 }
 LARGE = {
     "a large range": "{% for a in range(10 ** 9) %}{% endfor %}",
@@ -73,7 +73,7 @@ def test_transformers_renders_in_a_sandbox_that_reaches_nothing(name: str) -> No
 
 
 def test_a_models_folder_with_one_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
-    folder = save_folder(tmp_path)
-    (folder / "chat_template.jinja").write_text(LARGE["a long text"])
+    build().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(LARGE["a long text"])
     with pytest.raises(UserError, match="the chat template asks for more memory"):
-        load_encoder(folder, PolicyConfig(model=str(folder)))
+        load_encoder(tmp_path, PolicyConfig(model=str(tmp_path)))
