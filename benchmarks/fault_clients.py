@@ -325,9 +325,8 @@ def noise(target: Target, chance: random.Random, connections: int) -> str | None
         request = bytearray(target.request())
         for _ in range(chance.randrange(1, 8)):
             start = chance.randrange(len(request))
-            piece = chance.choice(
-                [b"", b"\r\n", b"\0", bytes([chance.randrange(256)]), request[:40]]
-            )
+            others: list[bytes] = [b"", b"\r\n", b"\0", chance.randbytes(1), bytes(request[:40])]
+            piece = chance.choice(others)
             request[start : start + chance.randrange(0, 4)] = piece
         with target.connect() as connection, suppress(OSError):
             connection.sendall(request)

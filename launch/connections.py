@@ -75,7 +75,8 @@ class Visitors:
         client = self._open.pop(guard, None)
         if client is not None:
             self._by_client[client] -= 1
-            self._by_client += Counter()  # Forgets addresses without connections.
+            if not self._by_client[client]:
+                del self._by_client[client]
 
     def _silent(self, client: str | None) -> Iterator[Guard]:
         """Yield connections without a request under way: those that never sent one first."""
@@ -209,7 +210,8 @@ class Guard(asyncio.Protocol):
 
 def guarded(limits: ConnectionLimits, base: type[asyncio.Protocol]) -> type[Guard]:
     """Make a protocol class for one server out of one of uvicorn's."""
-    return type("GuardedProtocol", (Guard, base), {"visitors": Visitors(limits)})
+    made = type("GuardedProtocol", (Guard, base), {"visitors": Visitors(limits)})
+    return cast(type[Guard], made)
 
 
 def server_config(app: Any, limits: ConnectionLimits, **settings: Any) -> Config:

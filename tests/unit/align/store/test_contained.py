@@ -25,17 +25,17 @@ def unix_socket(file: Path, secret: Path) -> None:
             os.chdir(before)
 
 
+def link_to_a_link(file: Path, secret: Path) -> None:
+    (file.parent / "other").symlink_to(secret)
+    file.symlink_to("other")
+
+
 FOREIGN: dict[str, tuple[Make, str]] = {
     "symbolic link": (lambda file, secret: file.symlink_to(secret), "outside the model folder"),
     "relative link": (
         lambda file, secret: file.symlink_to(Path("..", secret.name)), "outside the model folder",
     ),
-    "link to a link": (
-        lambda file, secret: (
-            (file.parent / "other").symlink_to(secret), file.symlink_to("other"),
-        )[0],
-        "outside the model folder",
-    ),
+    "link to a link": (link_to_a_link, "outside the model folder"),
     "hard link": (lambda file, secret: os.link(secret, file), "another name outside"),
     "pipe": (lambda file, secret: os.mkfifo(file), "not a plain file"),
     "socket": (unix_socket, "No such device or address"),
