@@ -210,8 +210,8 @@ class Guard(asyncio.Protocol):
 
 def guarded(limits: ConnectionLimits, base: type[asyncio.Protocol]) -> type[Guard]:
     """Make a protocol class for one server out of one of uvicorn's."""
-    made = type("GuardedProtocol", (Guard, base), {"visitors": Visitors(limits)})
-    return cast(type[Guard], made)
+    protocol = type("GuardedProtocol", (Guard, base), {"visitors": Visitors(limits)})
+    return cast(type[Guard], protocol)
 
 
 def server_config(app: Any, limits: ConnectionLimits, **settings: Any) -> Config:
