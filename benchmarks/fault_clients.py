@@ -392,7 +392,7 @@ PLACES = 512
 ONCE = ("large bodies", "endless headers", "compressed bodies", "requests within requests")
 """Attacks whose requests are sent one after the other."""
 TRIALS: Mapping[str, FaultTrial] = {
-    f"{kind}: {name}": FaultTrial(
+    f"{kind}-{name.replace(' ', '-')}": FaultTrial(
         tried=f"{' '.join(str(attack.__doc__).split())} The server is that of {command}.",
         tries=4,
         run=partial(attacked, name, kind),

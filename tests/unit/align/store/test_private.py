@@ -32,7 +32,9 @@ def umask(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.usefixtures("umask")
 def test_a_new_store_is_its_users_alone(tmp_path: Path) -> None:
-    store = open_store(StoreSettings(name="fed", store=str(tmp_path / "runs" / "store")))
+    store = open_store(
+        StoreSettings(name="fed", store=str(tmp_path / "runs" / "store"), store_options={})
+    )
     with store.ledger.database.write():
         files = sorted(store.folder.glob("ledger.db*"))
         assert len(files) == 3, "the database, its log and its index"
@@ -46,7 +48,7 @@ def test_an_older_store_is_closed_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "store"
-    settings = StoreSettings(name="fed", store=str(folder))
+    settings = StoreSettings(name="fed", store=str(folder), store_options={})
     store = open_store(settings)
     store.paths.snapshots.mkdir()
     store.ledger.database.engine.dispose()
