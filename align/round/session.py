@@ -116,7 +116,7 @@ def claim_store(
     config, stated = settled.config, settled.stated
     store = open_store(config, settled.ledger)
     ledger = store.ledger
-    with ledger.lease() as lease:
+    with ledger.lease(expiry_s=config.waits.lease_s, note=note) as lease:
         amended = ledger.open_campaign(
             stated.name,
             stated.content(),
@@ -132,7 +132,7 @@ def claim_store(
         store.sweep()
         for slot in amended.vacated:
             store.forget_checkpoints(slot.index, slot.name)
-        store.snapshots.clean()
+        store.snapshots.clean(remote=not lease.after_silence)
         moves, base = ledger.alias_moves(), None
         if not moves:
             base = take_base(inputs.model, config.policy, store.snapshots, config.hash())

@@ -20,7 +20,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -37,6 +36,7 @@ from launch.cluster.local_ray.start import start_patiently
 from rollouts.errors import RunError, UserError
 from rollouts.machine.memory import shared_memory, total_memory
 from rollouts.machine.object_store import store_bytes
+from rollouts.machine.stopping import ended_by_sigterm
 
 GIB = 1024**3
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -118,32 +118,15 @@ def connect(
             cause="Ray ends its processes together with the thread that started them",
         )
     secure_token_file(os.environ, create=local)
-    with _sigterm_given_back():
+    with ended_by_sigterm() as end_on_sigterm:
         try:
             with _actor_environment(keep):
                 info = _start(init, timeout_s, note) if local else _init(init, timeout_s)
-            _end_on_sigterm()
+            end_on_sigterm()
             cpus = int(ray.cluster_resources().get("CPU", 0))
             yield Cluster(address=str(info["gcs_address"]), local=local, num_cpus=cpus)
         finally:
             ray.shutdown()
-
-
-def _end_on_sigterm() -> None:
-    """Make SIGTERM end the run in order: Ray's own handler prints a stack and leaves at once."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
-
-
-@contextmanager
-def _sigterm_given_back() -> Iterator[None]:
-    """Leave SIGTERM as the program had it that runs the block, such as a notebook."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 def _local_options(

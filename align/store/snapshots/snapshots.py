@@ -5,7 +5,7 @@ changed, and names the file. Nothing here loads weights or runs code, and pickle
 files of a model can where a campaign asks for them, and are verified like every other byte.
 Which snapshot is production is the ledger's business.
 
-    store/staging/<uuid>/     being written; never loadable, removed by `clean`
+    store/staging/<uuid>/     being written; never loadable, removed by `clean` once its writer is gone
     store/snapshots/<id>/     read-only: manifest.json and the files it lists, nothing else
 
 The manifest carries no time and no absolute path: the same content and provenance give the same id
@@ -21,8 +21,6 @@ import errno
 import hashlib
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +39,7 @@ from align.store.snapshots.manifest import (
     refuse_leaks,
 )
 from align.store.snapshots.published import clear, fetch, manifest_of, send
+from align.store.staging import clear_abandoned, staged
 from rollouts.types import SnapshotId
 
 __all__ = ["FileEntry", "Manifest", "Provenance", "Snapshot", "SnapshotKind", "SnapshotStore"]
@@ -132,21 +131,22 @@ class SnapshotStore:
         _require(path.parent)
         return Manifest.from_bytes(path.read_bytes(), where=str(path))
 
-    def clean(self) -> int:
-        """Remove what crashed publishers left; returns how many folders. Hold the claim first."""
-        stale = list(self._staging.iterdir()) if self._staging.is_dir() else []
-        for folder in stale:
-            shutil.rmtree(folder)
-        return len(stale) + (0 if self._remote is None else clear(self._remote))
+    def clean(self, *, remote: bool = True) -> int:
+        """Remove what crashed publishers left; returns how many folders. Hold the claim first.
+
+        Args:
+            remote: also behind the URL, where a publisher that lives cannot be told from one that does not.
+        """
+        count = clear_abandoned(self._staging)
+        return count + (clear(self._remote) if remote and self._remote is not None else 0)
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:
         """Make a folder to write a snapshot into, which is gone afterwards."""
-        staging = self._staging / uuid.uuid4().hex
-        staging.mkdir(parents=True)
-        self._snapshots.mkdir(exist_ok=True)
+        self._snapshots.mkdir(parents=True, exist_ok=True)
         try:
-            yield staging
+            with staged(self._staging) as staging:
+                yield staging
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -155,8 +155,6 @@ class SnapshotStore:
                 where=str(self._snapshots),
                 remedy="free some space and run again; the last accepted snapshot is untouched",
             ) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     def _install(self, staging: Path, manifest: Manifest) -> Snapshot:
         """Make a complete folder durable and name it; whoever comes second finds the first one's."""
