@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -349,7 +350,7 @@ def open_session(
             engine = start_engine(claim.evidence.config, folder, inputs.context)
             stack.callback(engine.close)
             stack.callback(inputs.close)
-            learner = _load_learner(claim, stack)
+            learner = _load_learner(claim, observer.note, stack)
         if claim.unconfirmed_base is not None:
             with phase("start-up"):  # Waits until the engines are up.
                 engine.sync(learner.weights("base"))
@@ -366,7 +367,9 @@ def open_session(
         )
 
 
-def _load_learner(claim: StoreClaim, stack: ExitStack) -> Learner | LearnerGroup:
+def _load_learner(
+    claim: StoreClaim, note: Callable[[str], None], stack: ExitStack
+) -> Learner | LearnerGroup:
     from tempfile import TemporaryDirectory
 
     from align.learner.learner import Learner
@@ -374,9 +377,9 @@ def _load_learner(claim: StoreClaim, stack: ExitStack) -> Learner | LearnerGroup
 
     config = claim.evidence.config
     scratch = stack.enter_context(TemporaryDirectory(prefix="adapters-", dir=config.folder))
-    kind: type[Learner] | type[LearnerGroup] = Learner
+    kind: Callable[..., Learner | LearnerGroup] = Learner
     if config.policy.ranks > 1:
-        kind = LearnerGroup
+        kind = partial(LearnerGroup, waits=config.waits, note=note)
     learner = kind(
         claim.folder_of(claim.base),
         config.policy,
