@@ -32,6 +32,7 @@ from align.store.ledger.amendments import user_name
 from align.store.ledger.ledger import Ledger
 from align.store.run_folder import RunFolder
 from align.store.snapshots.snapshots import CODE, Provenance, Snapshot
+from align.store.staging import staged
 from align.store.store import Store, open_store
 from rollouts.engines.protocol import RolloutEngine
 from rollouts.prompts import PromptEncoder
@@ -131,9 +132,11 @@ def claim_store(
             note(f"the campaign file was amended: {sentence}")
         store.pull(checkpoints=True)
         store.sweep()
+        if lease.predecessor == "ended":
+            store.remove_unfinished()
         for slot in amended.vacated:
             store.forget_checkpoints(slot.index, slot.name)
-        store.snapshots.clean(remote=not lease.after_silence)
+        store.snapshots.clean(remote=lease.predecessor != "unknown")
         moves, base = ledger.alias_moves(), None
         if not moves:
             base = take_base(inputs.model, config.policy, store.snapshots, config.hash())
@@ -370,13 +373,11 @@ def open_session(
 def _load_learner(
     claim: StoreClaim, note: Callable[[str], None], stack: ExitStack
 ) -> Learner | LearnerGroup:
-    from tempfile import TemporaryDirectory
-
     from align.learner.learner import Learner
     from align.learner.ranks.group import LearnerGroup
 
     config = claim.evidence.config
-    scratch = stack.enter_context(TemporaryDirectory(prefix="adapters-", dir=config.folder))
+    scratch = stack.enter_context(staged(claim.evidence.store.paths.staging))
     kind: Callable[..., Learner | LearnerGroup] = Learner
     if config.policy.ranks > 1:
         kind = partial(LearnerGroup, waits=config.waits, note=note)
@@ -384,7 +385,7 @@ def _load_learner(
         claim.folder_of(claim.base),
         config.policy,
         folder_of=claim.folder_of,
-        scratch=Path(scratch),
+        scratch=scratch,
         tolerance=config.rollouts.probe_tolerance,
     )
     if isinstance(learner, LearnerGroup):

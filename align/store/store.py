@@ -61,6 +61,11 @@ class Store:
         paths = {*self.paths.mirrored(), *self._mirror.versions()}
         self.withdraw(sorted(filter(superseded_in(self.ledger), paths)))
 
+    def remove_unfinished(self) -> None:
+        """Remove files that a run was writing when it was killed. Nobody else may be writing any."""
+        for path in self.paths.unfinished():
+            rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
     def withdraw(self, paths: Iterable[str]) -> None:
         """Remove files that the ledger no longer names, here and behind the URL; paths are the store's."""
         names = list(paths)

@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -33,6 +33,7 @@ from types import FrameType
 
 from launch.cluster.local_ray.folder import latest_logs, ray_folder, sessions_folder
 from launch.cluster.local_ray.start import start_patiently
+from launch.cluster.local_ray.sweeper import swept
 from rollouts.errors import RunError, UserError
 from rollouts.machine.memory import shared_memory, total_memory
 from rollouts.machine.object_store import store_bytes
@@ -118,9 +119,10 @@ def connect(
             cause="Ray ends its processes together with the thread that started them",
         )
     secure_token_file(os.environ, create=local)
-    with ended_by_sigterm() as end_on_sigterm:
+    marking: AbstractContextManager[Mapping[str, str]] = swept() if local else nullcontext({})
+    with ended_by_sigterm() as end_on_sigterm, marking as marks:
         try:
-            with _actor_environment(keep):
+            with _actor_environment(keep, marks):
                 info = _start(init, timeout_s, note) if local else _init(init, timeout_s)
             end_on_sigterm()
             cpus = int(ray.cluster_resources().get("CPU", 0))
@@ -323,7 +325,9 @@ def is_secret(name: str) -> bool:
 
 
 @contextmanager
-def _actor_environment(keep: Sequence[str]) -> Iterator[None]:
+def _actor_environment(
+    keep: Sequence[str], marks: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Set `os.environ` to what Ray's actors inherit while Ray starts; restore it afterwards.
 
     What Ray itself sets in between (RAY_AUTH_MODE) stays: its later calls read it.
@@ -332,6 +336,7 @@ def _actor_environment(keep: Sequence[str]) -> Iterator[None]:
     changes: dict[str, str | None] = {
         "PYTHONPATH": os.pathsep.join(path),
         "RAY_USAGE_STATS_ENABLED": "0",
+        **(marks or {}),
     }
     changes |= {name: None for name in os.environ if is_secret(name) and name not in keep}
     before = {name: os.environ.get(name) for name in changes}

@@ -410,8 +410,9 @@ class LearnerGroup:
             left_s = max(0.0, min(deadline - time.monotonic(), silence.left_s))
             done, _ = ray.wait(list(waiting), num_returns=1, timeout=left_s)
             if not done and silence.is_due() and not failures:
+                lasted_s = silence.lasted_s
                 silent = self._signs(waiting.values())
-                self._tell(silent, silence.lasted_s, deadline_s, what)
+                self._tell(silent, lasted_s, deadline_s, what)
             if not done and time.monotonic() >= deadline:
                 break
             if not done:

@@ -103,11 +103,14 @@ class Claimant:
 class Lease:
     """The lease of a runner that lives."""
 
-    def __init__(self, database: Database, claimant: Claimant, *, after_silence: bool) -> None:
+    def __init__(
+        self, database: Database, claimant: Claimant, predecessor: ProcessState | None
+    ) -> None:
         self._database, self._claimant, self._token = database, claimant, uuid.uuid4().hex
         self._is_lost = False
-        self.after_silence = after_silence
-        """True if the lease was taken from a runner that was only silent: it may live and not know it."""
+        self.predecessor = predecessor
+        """State of the runner that the lease was taken from: "ended" if it was killed, and "unknown" if it
+        was only silent, so that it may live and not know it; None if it had released the lease."""
 
     def beat(self) -> None:
         """Give a sign of life.
@@ -220,7 +223,7 @@ def take_lease(database: Database, claimant: Claimant) -> Lease:
                     state = "lives"
                 after_silence = state == "unknown" and claimant.stopwatch() >= until
             if state == "ended" or after_silence:
-                lease = Lease(database, claimant, after_silence=after_silence)
+                lease = Lease(database, claimant, None if holder is None else state)
                 lease.write(connection)
                 return lease
         if holder is not None and state == "lives":

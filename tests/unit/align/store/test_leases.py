@@ -153,11 +153,11 @@ def test_a_silent_runner_elsewhere_is_replaced_and_told(tmp_path: Path) -> None:
     silent = take_lease(ledger.database, Claimant(expiry_s=0.2))
     foreign(tmp_path, place="another-boot pid:[1]")
     with ledger.lease() as lease:
-        assert lease.after_silence
+        assert lease.predecessor == "unknown"
         with pytest.raises(StaleAttempt):
             silent.beat()
     with ledger.lease() as lease:
-        assert not lease.after_silence
+        assert lease.predecessor is None
 
 
 def test_leases_of_old_versions_are_read(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_leases_of_old_versions_are_read(tmp_path: Path) -> None:
     with ledger.lease():
         by_an_old_version(tmp_path, pid=2**22 + 1)
         with ledger.lease() as lease:
-            assert not lease.after_silence
+            assert lease.predecessor == "ended"
 
 
 IN_A_NAMESPACE = ("unshare", "-Urpf", "--mount-proc")
