@@ -14,14 +14,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fault_crashes
+from benchmarks import fault_crashes, fault_kills, fault_takeovers
 from benchmarks.campaigns import append_result, load_results, several_of
 from benchmarks.common import parser, prepare, processor, show
 from benchmarks.fault_trial import FaultOutcome, FaultTrial
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "results"
 BEGIN, END = "<!-- table: benchmarks.faults -->", "<!-- end of the table -->"
-TRIALS: Mapping[str, FaultTrial] = {**fault_crashes.TRIALS}
+TRIALS: Mapping[str, FaultTrial] = {
+    **fault_crashes.TRIALS,
+    **fault_kills.TRIALS,
+    **fault_takeovers.TRIALS,
+}
 """Trials of all families by name; a family adds its mapping here."""
 
 Line = Mapping[str, Any]

@@ -2,8 +2,8 @@
 
 Ray's processes end with their driver, unless it or they were killed or stopped: an agent then waits for a
 raylet that is gone, and a stopped process for ever. All of them carry a mark in their environment. The
-driver holds the other end of the sweeper's standard input, which breaks when it ends. Standard library only;
-it is run by its path.
+driver holds the other end of the sweeper's standard input, which breaks when it ends. The sweeper is run by
+its path and needs the standard library only.
 """
 
 from __future__ import annotations
