@@ -29,7 +29,7 @@ from align.learner.ranks.ranks import Ranks
 from align.learner.ranks.sharding import local
 from align.store.durable import sync
 from align.store.run_folder import CHECKPOINT, STAGING, checkpoint_at, checkpoints_in
-from align.store.staging import clear_abandoned, staged
+from align.store.snapshots.staging import clear_abandoned, staged
 
 WEIGHTS, CRITIC, TEACHER, RETENTION = "weights/", "critic/", "teacher/", "retention/"
 MOMENTS, GENERATOR = "optimizer/", "generator/"
@@ -84,11 +84,11 @@ def save_checkpoint(
 
     ranks = state.ranks
     with ExitStack() as stack:
-        made: Path | None = None
+        new_folder: Path | None = None
         if ranks.rank == 0:
             clear_abandoned(folder / STAGING)
-            made = stack.enter_context(staged(folder / STAGING))
-        staging = ranks.exchange(made)[0]
+            new_folder = stack.enter_context(staged(folder / STAGING))
+        staging = ranks.exchange(new_folder)[0]
         assert staging is not None
         path = staging / file_of(ranks.rank)
         save_file(_tensors(state), path)

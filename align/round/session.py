@@ -32,7 +32,7 @@ from align.store.ledger.amendments import user_name
 from align.store.ledger.ledger import Ledger
 from align.store.run_folder import RunFolder
 from align.store.snapshots.snapshots import CODE, Provenance, Snapshot
-from align.store.staging import staged
+from align.store.snapshots.staging import staged
 from align.store.store import Store, open_store
 from rollouts.engines.protocol import RolloutEngine
 from rollouts.prompts import PromptEncoder

@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -119,8 +119,7 @@ def connect(
             cause="Ray ends its processes together with the thread that started them",
         )
     secure_token_file(os.environ, create=local)
-    marking: AbstractContextManager[Mapping[str, str]] = swept() if local else nullcontext({})
-    with ended_by_sigterm() as end_on_sigterm, marking as marks:
+    with ended_by_sigterm() as end_on_sigterm, swept(local) as marks:
         try:
             with _actor_environment(keep, marks):
                 info = _start(init, timeout_s, note) if local else _init(init, timeout_s)

@@ -51,7 +51,7 @@ class ProcessIdentity:
 
 
 def this_process() -> ProcessIdentity:
-    """Identify the process that calls."""
+    """Return the identity of the process that calls."""
     stat = _stat("self")
     return ProcessIdentity(place=place(), pid=os.getpid(), start_ticks=stat[1] if stat else 0)
 

@@ -142,7 +142,7 @@ class Lease:
         return not self._is_lost
 
     def keep_renewing(self, stopped: Event) -> None:
-        """Renew until the event is set, however long a step of the round takes."""
+        """Keep the lease until the event is set, however long a step of the round takes."""
         while not stopped.wait(self._claimant.expiry_s / RENEWALS_PER_EXPIRY):
             # A ledger that cannot be reached now may be in time for the next renewal.
             with suppress(KeelError):
@@ -249,8 +249,8 @@ def _holder(connection: Connection, database: Database) -> Holder | None:
     now = _server_time(database).label("now")
     both = leases.outerjoin(lease_renewals, leases.c.token == lease_renewals.c.token)
     renewal = [c for c in lease_renewals.c if c.name not in ("id", "token")]
-    own = [c for c in leases.c if c.name != "id"]
-    row = connection.execute(select(*own, *renewal, now).select_from(both)).one_or_none()
+    columns = [c for c in leases.c if c.name != "id"]
+    row = connection.execute(select(*columns, *renewal, now).select_from(both)).one_or_none()
     return None if row is None else _holder_of(row)
 
 

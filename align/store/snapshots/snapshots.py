@@ -39,7 +39,7 @@ from align.store.snapshots.manifest import (
     refuse_leaks,
 )
 from align.store.snapshots.published import clear, fetch, manifest_of, send
-from align.store.staging import clear_abandoned, staged
+from align.store.snapshots.staging import clear_abandoned, staged
 from rollouts.types import SnapshotId
 
 __all__ = ["FileEntry", "Manifest", "Provenance", "Snapshot", "SnapshotKind", "SnapshotStore"]

@@ -29,8 +29,15 @@ SWEEP_S = 15.0
 
 
 @contextmanager
-def swept() -> Iterator[dict[str, str]]:
-    """Yield variables for a cluster's processes; those that carry them end with the block or the driver."""
+def swept(local: bool) -> Iterator[dict[str, str]]:
+    """Yield variables for a cluster's processes; those that carry them end with the block or the driver.
+
+    Args:
+        local: the cluster is this process's own; of any other one nothing is marked and nothing is ended.
+    """
+    if not local:
+        yield {}
+        return
     name = uuid.uuid4().hex
     # -I: neither the working folder nor PYTHONPATH may slip a module into the sweeper.
     command = [sys.executable, "-I", __file__, name]

@@ -20,7 +20,7 @@ from align.errors import StaleAttempt, StoreBusy
 from align.store.ledger import leases
 from align.store.ledger.leases import Claimant, Holder, Lease, take_lease
 from align.store.ledger.ledger import Ledger
-from align.store.staging import clear_abandoned, staged
+from align.store.snapshots.staging import clear_abandoned, staged
 from rollouts.machine.process import ProcessIdentity, ProcessState, this_process
 from tests.unit.ledgers import RAM, python, raw, started, url
 
@@ -355,7 +355,7 @@ def test_staging_is_removed_once_its_writer_is_gone(tmp_path: Path) -> None:
 STAGING = """
 import sys
 from pathlib import Path
-from align.store.staging import staged
+from align.store.snapshots.staging import staged
 with staged(Path(sys.argv[1])) as folder:
     print(folder, flush=True)
     sys.stdin.readline()
