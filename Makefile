@@ -15,7 +15,7 @@ SMOLLM := runs/smollm2
 # One campaign file; override as in `make quickstart CAMPAIGN=configs/other.yaml`.
 CAMPAIGN ?= configs/quickstart.yaml
 
-.PHONY: help setup quickstart chat scenarios test unit parity unit-and-parity chaos integration check lint docs lock clean
+.PHONY: help setup quickstart chat scenarios test unit parity unit-and-parity chaos integration check lint docs lock sbom clean
 
 help:
 	@echo 'make quickstart   set up $(VENV), then run $(CAMPAIGN)'
@@ -27,6 +27,7 @@ help:
 	@echo 'make lint         rewrite the sources: ruff fixes and format'
 	@echo 'make docs         build the guide into site/; a broken link is an error'
 	@echo 'make lock         compile requirements/cpu.lock again'
+	@echo 'make sbom         write requirements/cpu.lock as CycloneDX JSON'
 	@echo 'make clean        remove $(VENV) and caches; runs/ is kept'
 	@echo
 	@echo 'PYTHON=$(PYTHON) makes the environment; it must be 3.11 or newer.'
@@ -108,6 +109,9 @@ lock: $(STAMP)
 	$(UV) pip compile --quiet --no-header --no-annotate --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links \
 		--override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.lock
+
+sbom:
+	@$(PYTHON) requirements/sbom.py
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -41,6 +41,7 @@ from align.store.auto import auto_lines
 from align.store.changes.amend import dropped_lines
 from align.store.changes.gone import gone_lines
 from align.store.changes.settle import settle
+from align.upkeep.collect import tidy
 
 
 def run_campaign(
@@ -73,6 +74,7 @@ def run_campaign(
                 with begun_round(index, spec, session) as plan:
                     outcome = runner_of(spec)(plan, session)
                 observer.on_verdict(plan, outcome)
+                tidy(campaign.evidence, observer.note)
             open_sealed(session)
         return campaign.evidence
 

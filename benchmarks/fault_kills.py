@@ -174,12 +174,13 @@ def leftovers(file: Path, mark: str, shared: set[str]) -> list[str]:
     return names
 
 
-def unfinished(file: Path) -> list[str]:
+def stayed(file: Path) -> list[str]:
     """Name files in the store and in the folder of temporary files that nothing will use."""
-    from align.store.paths import StorePaths
+    from align.store.superseded import scratch, unfinished
 
-    paths = StorePaths(config_of(file).folder)
-    files = [*paths.unfinished(), *paths.staging.glob("*"), *(file.parent / "tmp").glob("*")]
+    store = config_of(file).folder
+    stages = (store / "staging").glob("*")
+    files = [*unfinished(store), *scratch(store), *stages, *(file.parent / "tmp").glob("*")]
     return [str(path.relative_to(file.parent)) for path in files]
 
 
@@ -215,7 +216,7 @@ def struck(kind: str, number: signal.Signals, seed: int, folder: Path) -> FaultO
     expected, actual = results_of(undisturbed / file.name), results_of(file)
     if actual != expected:
         return FaultOutcome.lost(f"{story}: {actual} in place of {expected}")
-    if files := unfinished(file):
+    if files := stayed(file):
         return FaultOutcome.lost(f"{story}: exit {code}, and files stayed: {files}")
     return FaultOutcome.kept(f"{story}: exit {code}, then the same results, and nothing stayed")
 

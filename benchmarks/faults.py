@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fault_crashes, fault_kills, fault_takeovers
+from benchmarks import fault_clients, fault_crashes, fault_kills, fault_life, fault_takeovers
 from benchmarks.campaigns import append_result, load_results, several_of
 from benchmarks.common import parser, prepare, processor, show
 from benchmarks.fault_trial import FaultOutcome, FaultTrial
@@ -25,6 +25,8 @@ TRIALS: Mapping[str, FaultTrial] = {
     **fault_crashes.TRIALS,
     **fault_kills.TRIALS,
     **fault_takeovers.TRIALS,
+    **fault_life.TRIALS,
+    **fault_clients.TRIALS,
 }
 """Trials of all families by name; a family adds its mapping here."""
 

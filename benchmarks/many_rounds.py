@@ -112,6 +112,7 @@ class World:
         from transformers import LlamaForCausalLM
 
         from align.data.demo import base
+        from align.data.word_models import warm_cosine
 
         tokenizer = self._tokenizer()
         ids = tokenizer.get_vocab()
@@ -122,7 +123,7 @@ class World:
         optimizer = torch.optim.AdamW(model.parameters(), lr=base.PEAK_LR, weight_decay=0.01)
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = base.PEAK_LR * base._warm_cosine(step, steps)
+                group["lr"] = base.PEAK_LR * warm_cosine(step, steps, base.WARMUP)
             lessons = [self._lesson(rng) for _ in range(base.BATCH)]
             tokens_BT = torch.tensor([[ids[word] for word in lesson.split()] for lesson in lessons])
             loss = -base.answer_logprobs(model, tokens_BT).mean()
@@ -149,12 +150,12 @@ class World:
             return float(base.answer_logprobs(model, tokens_BT).sum(-1).exp().mean())
 
     def _tokenizer(self) -> Any:
-        from align.data.demo.tokenizer import EOS, PAD, UNK
+        from align.data.demo.tokenizer import CONTEXT
         from align.data.demo.world import BLANK, EQUALS, GENERAL
-        from align.data.scenarios.base import tokenizer
+        from align.data.word_models import SPECIAL, word_tokenizer
 
-        words = [PAD, EOS, UNK, *map(str, range(10)), *GENERAL, BLANK, EQUALS]
-        return tokenizer([*words, *(op.name for op in self.ops)])
+        words = [*SPECIAL, *map(str, range(10)), *GENERAL, BLANK, EQUALS]
+        return word_tokenizer([*words, *(op.name for op in self.ops)], CONTEXT)
 
     def _lesson(self, rng: random.Random) -> str:
         """Return the words of a prompt and of an answer, which may be that of another op."""

@@ -207,7 +207,21 @@ def _sequence(ends: Sequence[Evidence], configs: Sequence[CampaignConfig]) -> di
         "FWT": matrix.forward_transfer(),
         "F10": lost_share(evidence, config),
         **_last(evidence, matrix),
+        **_routing(evidence),
     }
+
+
+def _routing(evidence: Evidence) -> dict[str, Any]:
+    """Return each task's routing accuracy at the end; nothing without a bank."""
+    from align.report.status import figures_of
+
+    last = [*evidence.accepted("policy").values()][-1]
+    shares = {
+        task: figures["routing accuracy"]
+        for task, figures in figures_of(evidence, last).items()
+        if "routing accuracy" in figures
+    }
+    return {"routing": shares} if shares else {}
 
 
 def _joint(ends: Sequence[Evidence], configs: Sequence[CampaignConfig]) -> dict[str, Any]:

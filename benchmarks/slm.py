@@ -59,6 +59,7 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "joint": {"defaults": NO_REPLAY},
     "slm": {"defaults": NO_REPLAY, "policy": {"bank": {"keys": 4, "top_k": 2}}},
+    "slm_nearest": {"defaults": NO_REPLAY, "policy": {"bank": {"keys": 4, "top_k": 1}}},
 }
 """Settings of each row over the same campaign; ``joint`` learns all files in one round."""
 FORGETTING, GAIN = 1.0, 10.0
@@ -79,7 +80,8 @@ class Run:
         """Name of the run in the result file and of its store, with all that decides its result."""
         s = self.settings
         size = f"{s.train}t-{s.items}i-{s.steps}x{s.batch}-c{s.chars}"
-        return f"{self.row}-{self.order}-s{self.seed}-lr{s.lr:g}-r{s.rank}-{size}-{s.model.name}"
+        model = f"{s.model.name}-{s.dtype}"
+        return f"{self.row}-{self.order}-s{self.seed}-lr{s.lr:g}-r{s.rank}-{size}-{model}"
 
     def config(self, stores: Path) -> CampaignConfig:
         """Build the campaign and write the files that it reads."""
@@ -92,7 +94,12 @@ class Run:
             rounds = [self._round("joint", [data[task] for task in tasks], steps=len(tasks))]
         campaign = {
             "name": "slm",
-            "policy": {"model": str(s.model), "lora": {"rank": s.rank}, "threads": s.threads},
+            "policy": {
+                "model": str(s.model),
+                "lora": {"rank": s.rank},
+                "dtype": s.dtype,
+                "threads": s.threads,
+            },
             "store": str(stores / self.key),
             "seed": self.seed,
             "rollouts": {"backend": "transformers", "threads": s.threads},
@@ -313,6 +320,7 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--tokens", type=int, default=6, help="longest answer")
     options.add_argument("--lr", type=float, default=5e-4)
     options.add_argument("--rank", type=int, default=8, help="rank of an adapter or increment")
+    options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options.add_argument("--threads", type=int, default=1)
     folder = Path("runs/benchmarks")
     options.add_argument("--results", type=Path, default=folder / "slm.jsonl")

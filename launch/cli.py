@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 3 (with ``--strict``) 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from align.report.printable import printable
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
 from launch.cluster.commands import add_commands as add_submit_commands
 from launch.cluster.running import observed, show_report
@@ -28,12 +30,15 @@ from launch.commands.reward import reward_app
 from launch.commands.rollouts import rollouts_app
 from launch.commands.rounds import rounds_app
 from launch.commands.schedule import schedule_app, waiting_lines
+from launch.commands.upkeep import add_commands as add_upkeep_commands
 from launch.environments.commands import env_app
 from launch.feedback.commands import feedback_app
 from launch.kubernetes.commands import kubernetes_app
+from launch.masked_logs import mask_logs
 from launch.serving.commands import add_commands as add_serve_commands
 from rollouts.errors import KeelError, UserError
 from rollouts.machine.stopping import TERMINATED
+from rollouts.machine.variables import masked
 
 INTERRUPTED = 130
 """Exit code of a run that Ctrl-C ended, as shells have it."""
@@ -62,6 +67,7 @@ app.add_typer(schedule_app, name="schedule")
 add_init_commands(app)
 add_report_commands(app)
 add_alias_commands(app)
+add_upkeep_commands(app)
 add_judge_commands(app)
 add_plan_commands(app)
 add_submit_commands(app)
@@ -171,7 +177,8 @@ def config_show(
     file = load(campaign, overrides)
     from align.report.settings import resolved_lines, stated_yaml
 
-    typer.echo("\n".join(resolved_lines(file)) if resolved else stated_yaml(file))
+    text = "\n".join(resolved_lines(file)) if resolved else stated_yaml(file)
+    typer.echo(masked(text, os.environ))
 
 
 @config_app.command("check")
@@ -247,6 +254,7 @@ def demo_scenario(
 def main() -> None:
     """Run the command line: errors made for people are printed as they are, everything else keeps its
     trace."""
+    mask_logs()
     try:
         code = app(prog_name="keel", standalone_mode=False)
     except TyperException as error:
@@ -260,7 +268,7 @@ def main() -> None:
         typer.echo("aborted", err=True)
         sys.exit(1)
     except KeelError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except SystemExit as ended:
         if ended.code == TERMINATED:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal
 from launch.cluster.cluster import GIB, PACKAGE_ROOT, token_file
 from launch.cluster.local_ray.folder import latest_logs
 from rollouts.engines import ENGINES
+from rollouts.errors import UserError
 from rollouts.machine.memory import address_space, available_memory
 from rollouts.machine.processor import SLOWDOWN, bfloat16_by, processor_flags
 
@@ -208,9 +209,12 @@ def check_ray() -> CheckResult:
     code = (
         "import ray\n"
         "from launch.cluster.cluster import connect\n"
+        "from launch.cluster.local_ray.sockets import listening_sockets\n"
         "with connect(num_cpus=1) as cluster:\n"
         "    ray.get(ray.remote(num_cpus=1)(lambda: None).remote())\n"
-        "    print('a local cluster started, ran a task and stopped')\n"
+        "    reachable = [str(each) for each in listening_sockets() if not each.is_loopback]\n"
+        "    seen = '; other machines reach ' + ', '.join(reachable) if reachable else ', on loopback'\n"
+        "    print('a local cluster started, ran a task and stopped' + seen)\n"
     )
     path = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environ = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -221,6 +225,22 @@ def check_ray() -> CheckResult:
         environ={**environ, "PYTHONPATH": path},
         deadline_s=RAY_DEADLINE_S,
     )
+
+
+def check_isolation() -> CheckResult:
+    """Check that code of others can be kept from files and network here."""
+    from rewards.isolation.sandbox import sandbox
+
+    try:
+        return CheckResult(name="isolation", status="ok", detail=sandbox.description())
+    except UserError as error:
+        return CheckResult(
+            name="isolation",
+            status="warn",
+            detail="process alone, which is against accidents: such code runs as this user, with its files "
+            f"and the network ({error.cause})",
+            remedy=error.remedy or "allow unprivileged user namespaces, or install bubblewrap",
+        )
 
 
 def check_token(environ: Mapping[str, str] | None = None) -> CheckResult:
@@ -316,6 +336,7 @@ CHECKS: dict[str, Callable[[], CheckResult]] = {
     "bfloat16": check_bfloat16,
     "torch companions": check_companions,
     **{f"engine {name}": partial(check_backend, name) for name in ENGINES},
+    "isolation": check_isolation,
     "ray": check_ray,
     "ray token": check_token,
 }

@@ -65,12 +65,20 @@ class Sample:
     completion: Completion
 
 
-def shown_prompt(prompt: Prompt) -> str | list[dict[str, str]]:
-    """Return the prompt as a reward sees it; messages are copies, so no reward can change them."""
+def shown_prompt(sample: Sample) -> str | list[dict[str, str]]:
+    """Return the prompt as a reward sees it: with what an environment opened with, as in TRL.
+
+    Messages are copies, so no reward can change them.
+    """
+    prompt, episode = sample.prompt, sample.completion.episode
+    opening = "" if episode is None else episode.opening
     if prompt.messages is None:
         assert prompt.text is not None
-        return prompt.text
-    return [dict(message) for message in prompt.messages]
+        return prompt.text + opening
+    turns = [dict(message) for message in prompt.messages]
+    if opening and turns:
+        turns[-1] = {**turns[-1], "content": turns[-1]["content"] + opening}
+    return turns
 
 
 def shown_completion(sample: Sample) -> str | list[dict[str, Any]]:

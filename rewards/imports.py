@@ -1,10 +1,18 @@
-"""Import by ``pkg.mod:name`` and ``file.py:name``, the latter relative to the current folder."""
+"""Import by ``pkg.mod:name`` and ``file.py:name``, the latter relative to the current folder.
+
+The code behind a name has a digest, by which results of other code are told apart.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import sys
+import sysconfig
+from functools import cache
+from importlib import metadata
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,3 +92,66 @@ def _file_module(path: Path) -> ModuleType:
         del sys.modules[module_name]
         raise
     return module
+
+
+def code_digest(name: str, folder: Path | None = None) -> str | None:
+    """Return what tells the code behind ``file.py:name`` or ``pkg.mod:name`` from other code.
+
+    That is the sha256 of the file or of the module's source, and ``NAME==VERSION`` for a module of an
+    installed distribution. Nothing is imported.
+
+    Args:
+        folder: folder that files and modules are looked up in; None: the current one.
+
+    Returns:
+        None for a name that leads to no code: that of a shipped reward, or an address.
+    """
+    origin, folder = name.rpartition(":")[0], folder or Path.cwd()
+    if origin.endswith(".py"):
+        file = folder / origin
+        return _file_digest(file) if file.is_file() else None
+    if not all(part.isidentifier() for part in origin.split(".")):
+        return None
+    spec = _module_spec(origin, folder)
+    source = (
+        Path(spec.origin).resolve()
+        if spec is not None and spec.has_location and spec.origin
+        else None
+    )
+    if source is None:
+        return None
+    if any(source.is_relative_to(installed) for installed in _installed_folders()):
+        return _release(origin.partition(".")[0]) or _file_digest(source)
+    return _file_digest(source)
+
+
+def _file_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _module_spec(module: str, folder: Path) -> ModuleSpec | None:
+    """Find a module without importing it or what it lies in."""
+    importlib.invalidate_caches()
+    first, *others = module.split(".")
+    try:
+        # The finders know editable installations, and the folder comes before all of them.
+        spec = PathFinder.find_spec(first, [str(folder)]) or find_spec(first)
+    except (ImportError, ValueError):  # ValueError: a module without a spec, such as __main__
+        return None
+    for part in others:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        # By its last name alone: a full one would ask for its package among those that are imported.
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
+    return spec
+
+
+def _installed_folders() -> set[Path]:
+    return {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")}
+
+
+@cache
+def _release(package: str) -> str | None:
+    """Return the distributions of an installed package with their versions; None where none is known."""
+    names = sorted(set(metadata.packages_distributions().get(package, ())))
+    return ", ".join(f"{name}=={metadata.version(name)}" for name in names) or None

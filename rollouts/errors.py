@@ -10,11 +10,14 @@ errors of rounds, stores and gates. Errors stay picklable: they travel through R
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
+
+from rollouts.machine.variables import masked
 
 
 class KeelError(Exception):
@@ -37,8 +40,11 @@ class KeelError(Exception):
         cause: str | None = None,
         remedy: str | None = None,
     ) -> None:
-        self.what, self.where, self.cause, self.remedy = what, where, cause, remedy
-        super().__init__(what)
+        # An error goes into logs, the ledger and the report: a library's message may hold a password.
+        self.what = masked(what, os.environ)
+        self.cause = None if cause is None else masked(cause, os.environ)
+        self.where, self.remedy = where, remedy
+        super().__init__(self.what)
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild = partial(type(self), where=self.where, cause=self.cause, remedy=self.remedy)

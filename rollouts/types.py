@@ -131,6 +131,8 @@ class Episode:
     """Public attributes of the environment at the end, as JSON values."""
     environment: str = ""
     """Name of the environment, where a round has several."""
+    opening: str = ""
+    """Text that the environment opened with, behind the prompt's last message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from align.bank.encoder import EncoderIdentity
 from align.errors import SnapshotError
 from align.settings import NAME_PATTERN
 from align.store.durable import digest_of
+from align.store.snapshots.contained import copy_contained
 from rollouts.engines.protocol import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BankAdapter
 
 BANK = "bank.json"
@@ -125,7 +125,7 @@ class Bank:
             target.mkdir(parents=True, exist_ok=True)
             for name in FILES:
                 if adapter.folder != target:
-                    copyfile(adapter.folder / name, target / name)
+                    copy_contained(adapter.folder / name, target / name)
             files = {name: digest_of((target / name).resolve())[1] for name in FILES}
             entries.append(
                 {"name": adapter.name, "keys": adapter.keys_GPC.shape[1], "files": files}

@@ -81,12 +81,14 @@ def train_keys(
 ) -> Tensor:
     """Train the keys of one round on the queries of its prompts; return them, ``G, P, C / G``.
 
+    Queries count by their direction alone, so that a step of the keys is as large for every encoder.
+
     Args:
         seed: decides the order of prompts, the masks and a random beginning.
         old_GOC: keys of earlier rounds, which stay as they are.
     """
     generator = torch.Generator().manual_seed(seed)
-    queries_BC = queries_BC.detach().float().cpu()
+    queries_BC = normalize(queries_BC.detach().float().cpu(), dim=-1)
     if config.init == "average":
         keys_GPC = average_keys(queries_BC, config.keys, config.groups)
     else:

@@ -29,6 +29,7 @@ from align.config.store import SQLITE
 from align.config.watch import respelt, respelt_key
 from align.settings import Places
 from rollouts.errors import UserError, closest, nearest
+from rollouts.machine.variables import holds_secret
 
 MAX_BYTES = 1 << 20
 """Largest file that is read; a larger one is a mistake or an attack on the parser."""
@@ -159,6 +160,7 @@ def validated(
             # A text such as f.py:name holds a path.
             parts = (value.removeprefix(SQLITE), value.rpartition(":")[0], value.partition(":")[2])
             texts |= {value, *parts}
+    _refuse_secrets(raw, path)
     places = Places(folder=path.parent, overrides=frozenset(texts), code_paths=code_paths or {})
     for note in respelt(raw):
         places.remark(note)
@@ -287,6 +289,19 @@ def _apply(raw: dict[str, Any], override: str) -> str:
     steps.append(_position(node, last, key))
     node[steps[-1]] = value
     return ".".join(map(str, steps))
+
+
+def _refuse_secrets(raw: Mapping[str, Any], path: Path) -> None:
+    """Refuse tokens and passwords: the ledger, the report and every snapshot's hash would keep them."""
+    for key, value in raw.items():
+        # Both have rules of their own, which say what to write instead.
+        if key not in ("store", "ledger") and any(map(holds_secret, _texts_in(value))):
+            raise UserError(
+                "there is a token, a key or a URL with a password in it",
+                where=f"{path}: {key}",
+                cause="the ledger and the report keep what a campaign says",
+                remedy="set an environment variable, and name it in environment: of whatever needs it",
+            )
 
 
 def _texts_in(value: Any) -> Iterator[str]:

@@ -312,6 +312,9 @@ class EngineConfig(Settings):
     """Number of sequences whose logprobs engine and learner compare after every sync."""
     probe_tolerance: Annotated[float, Field(gt=0)] | None = None
     """Largest allowed difference of these logprobs, in nats. None: 1e-4 in float32, 0.1 in bfloat16."""
+    environment: tuple[str, ...] = ()
+    """Names of environment variables that the processes of a local cluster may see, besides libraries' own
+    settings that hold no secret."""
 
     @field_validator("backend")
     @classmethod

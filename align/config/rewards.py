@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from align.settings import FunctionPath, Name, OptionPaths, Settings
+from align.settings import FunctionPath, InputPath, Name, OptionPaths, Settings, without_unset
 from rewards.library.corpus.names import CORPUS_METRICS
 from rewards.normalise import COMPARING, Normalise
 
@@ -56,6 +62,13 @@ class RewardConfig(Settings):
     """Address space of one process; ``.inf`` where a GPU is used. None: 4."""
     environment: tuple[str, ...] = ()
     """Names of environment variables its processes may see, such as the key of a judge."""
+    files: tuple[InputPath, ...] = ()
+    """Files and folders that its ``sandbox`` may read besides its code and what that imports."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the setting out where there is none: stores that are older have no such key."""
+        return without_unset(dump(self), ("files",))
 
     @model_validator(mode="after")
     def _deadlines(self) -> Self:

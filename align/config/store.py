@@ -1,4 +1,4 @@
-"""Locations of a campaign's store and ledger, which do not change what a round computes."""
+"""Locations of a campaign's store and ledger, and what the store keeps of the past."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -50,6 +50,25 @@ class ReferencesConfig(Settings):
         return self
 
 
+class KeepConfig(Settings):
+    """Snapshots that a store keeps although nothing needs them; the others are removed as rounds end.
+
+    What verdicts rest on stays in any case: results of every item, metrics, the ledger. So do snapshots
+    that a round to come needs.
+    """
+
+    accepted: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """Number of each template's newest accepted rounds whose snapshots are kept, or ``all``. Later rounds
+    look back on those that are left; at least on the newest that ``remember`` names."""
+    snapshots: Literal["whole", "delta"] = "whole"
+    """Form of kept snapshots that no alias names, in a local store. ``delta``: the bits in which each
+    differs from its parent, compressed, with a whole one every eight; nothing is rounded, and opening one
+    takes seconds for every gigabyte."""
+    rejected: Annotated[int, Field(ge=0)] | Literal["all"] = "all"
+    """Number of rounds, newest first, whose other snapshots are kept, or ``all``: candidates that were
+    rejected or repaired, runs of a merge, and what failed attempts left."""
+
+
 class StoreSettings(Settings):
     """Name of a campaign, and the locations of its store, cache and ledger."""
 
@@ -68,6 +87,9 @@ class StoreSettings(Settings):
     """SQLAlchemy URL of the ledger; empty: ``ledger.db`` in a local store. Many machines can share
     ``postgresql://USER@HOST/NAME``; ``env:VARIABLE`` names a variable that holds the URL. A password
     belongs into that variable, PGPASSWORD or ~/.pgpass, and is refused here."""
+
+    keep: KeepConfig = KeepConfig()
+    """Snapshots that the store keeps; the default keeps all."""
 
     @field_validator("store", "cache")
     @classmethod
@@ -98,6 +120,11 @@ class StoreSettings(Settings):
             )
         if self.is_remote and "@" in urlsplit(self.store).netloc:
             raise ValueError("store holds credentials; leave them to the environment")
+        if self.is_remote and self.keep.snapshots == "delta":
+            raise ValueError(
+                f"keep.snapshots is delta, which is for local stores, and {self.store} is a URL; set it to "
+                "whole"
+            )
         if secret := next(_secrets(self.store_options), None):
             raise ValueError(
                 f"store_options.{secret} looks like a secret; leave it to the environment, such as "

@@ -12,6 +12,7 @@ from align.data.demo import BASE_MODEL
 from align.data.demo.world import demo_prompts
 from align.settings import stated
 from align.store.durable import digest_of
+from rollouts.chat.bounded import check_bounded
 from rollouts.chat.endings import extra_endings
 from rollouts.chat.pinned import pin
 from rollouts.errors import UserError, nearest
@@ -102,6 +103,9 @@ def load_encoder(folder: Path, policy: PolicyConfig) -> PromptEncoder:
             chat template that takes ``system``, ``chat_template_kwargs`` and ``chat_template_date``.
     """
     tokenizer = load_tokenizer(folder, policy)
+    templates = tokenizer.chat_template or {}
+    for template in templates.values() if isinstance(templates, dict) else (templates,):
+        check_bounded(template, str(folder))
     extra = extra_endings(folder, tokenizer)
     pin(tokenizer, policy.system, policy.chat_template_kwargs, policy.chat_template_date)
     names = [name for name in ENCODING_FILES if (folder / name).is_file()]

@@ -80,11 +80,14 @@ class Evidence:
         """Choose the earlier rounds that a round looks back on, and those that it leaves out.
 
         Args:
-            earlier: the rounds in question, in order; None: all that are accepted.
+            earlier: the rounds in question, in order; None: all that are accepted. Those whose snapshots
+                were collected are left out.
         """
         names = list(self.accepted("policy")) if earlier is None else earlier
         draw = f"{self.config.seed}/{purpose}/{round}"
-        return look_back(names, nights_of(self.ledger.database), draw)
+        collected = self.ledger.collected()
+        gone = {n for n, snapshot in self.accepted("policy").items() if snapshot in collected}
+        return look_back(names, nights_of(self.ledger.database), draw, gone)
 
     def missing(
         self,
@@ -290,7 +293,7 @@ class Evidence:
         as every snapshot was in its own round; on items that rotate in, the best until then competes again.
         """
         nights, accepted = nights_of(self.ledger.database), self.accepted("policy")
-        known = {self.base, *accepted.values()}
+        known = {self.base, *accepted.values()} - self.ledger.collected()
         last_best: dict[str, SnapshotId] = {}
         for record in self.committed() if nights else ():
             last_best |= (record.report or {}).get("inputs", {}).get("best", {})
@@ -304,8 +307,10 @@ class Evidence:
         }
 
     def _best(self, suites: Sequence[Suite]) -> Iterator[tuple[Suite, SnapshotId]]:
-        """Yield every suite with the first accepted snapshot that has the highest mean on its items."""
+        """Yield every suite with the first kept snapshot that has the highest mean on its items."""
+        collected = self.ledger.collected()
         history = [self.base, *self.accepted("policy").values()]
+        history = [snapshot for snapshot in history if snapshot not in collected]
         records = {(e.suite_hash, e.snapshot): e for e in self.ledger.evaluations()}
         needed = self.comparators(suites)
         for suite in suites:

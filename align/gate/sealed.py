@@ -84,7 +84,7 @@ def is_due(evidence: Evidence, suite: str) -> bool:
     (spec,) = (spec for spec in evidence.config.suites if spec.name == suite)
     if spec.every is None:
         return False
-    accepted = len(evidence.accepted("policy"))
+    accepted = len(_path(spec, evidence)) - 1
     return len(_openings_of(spec, spec.every, evidence)) < accepted // spec.every
 
 
@@ -96,7 +96,7 @@ def any_due(evidence: Evidence) -> bool:
 
 def _openings_of(spec: SuiteConfig, every: int, evidence: Evidence) -> list[Opening]:
     results = _results(spec, evidence)
-    path = [("base", evidence.base), *evidence.accepted("policy").items()]
+    path = _path(spec, evidence)
     inputs = {
         record.name: Verdict.from_dict(record.report or {}).inputs
         for record in evidence.committed()
@@ -139,6 +139,15 @@ def _openings_of(spec: SuiteConfig, every: int, evidence: Evidence) -> list[Open
             opening = replace(opening, back_to=next(passing, None))
         opened.append(opening)
     return opened
+
+
+def _path(spec: SuiteConfig, evidence: Evidence) -> list[tuple[str, SnapshotId]]:
+    """Return the base and the accepted rounds, without those collected before the suite was measured."""
+    records = [e for e in evidence.ledger.evaluations() if e.suite == spec.name]
+    measured = {e.snapshot for e in records if e.suite_hash == records[-1].suite_hash}
+    unknown = evidence.ledger.collected() - measured
+    path = [("base", evidence.base), *evidence.accepted("policy").items()]
+    return [(name, snapshot) for name, snapshot in path if snapshot not in unknown]
 
 
 def _rule(spec: SuiteConfig, budget: float, measured: ItemResults) -> SuiteRule:

@@ -67,12 +67,11 @@ def run_round(plan: RoundPlan, session: Session) -> RoundOutcome:
         return judge(candidate_plan, session, candidate.snapshot, before, noticed)
 
     first = attempt(plan) if plan.spec.merge is None else merged(plan, session, make, attempt)
-    parts = parts_of(plan, session, first)
     outcome = repair(plan, first, attempt, session.observer.note)
     remember(plan, session, outcome.candidate)
     if outcome.verdict.accepted:
         keep_artifacts(plan, session, outcome)
-    outcome = replace(outcome, parts=parts)
+    outcome = replace(outcome, parts=parts_of(plan, session, outcome))
     commit(plan, session, outcome)
     return outcome
 

@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from shutil import copyfile
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from align.bank.routed import RoutedEngine
@@ -31,6 +30,7 @@ from align.store.changes.earlier_versions import as_read
 from align.store.ledger.amendments import user_name
 from align.store.ledger.ledger import Ledger
 from align.store.run_folder import RunFolder
+from align.store.snapshots.contained import copy_contained
 from align.store.snapshots.snapshots import CODE, Provenance, Snapshot
 from align.store.snapshots.staging import staged
 from align.store.store import Store, open_store
@@ -320,7 +320,7 @@ class Session:
             # Byte for byte the base's, whatever was written.
             for file in self.folder_of(self.base).glob(f"*{CODE}"):
                 (folder / file.name).unlink(missing_ok=True)
-                copyfile(file, folder / file.name)
+                copy_contained(file, folder / file.name)
 
     def provenance(self, plan: RoundPlan) -> Provenance:
         """Describe where a candidate comes from, for its manifest."""

@@ -74,19 +74,25 @@ class Lookback:
         return f"looks back on {len(self.kept)} of {count} earlier rounds, not on {skipped}"
 
 
-def look_back(earlier: Sequence[str], templates: Mapping[str, Template], draw: str) -> Lookback:
+def look_back(
+    earlier: Sequence[str],
+    templates: Mapping[str, Template],
+    draw: str,
+    gone: Collection[str] = frozenset(),
+) -> Lookback:
     """Divide earlier rounds into those that are looked at and those that are not this time.
 
     Args:
         earlier: accepted rounds, in order.
         templates: of those rounds that are a template's; all others stay.
         draw: names the draw. Different ones are independent.
+        gone: rounds that cannot be looked at, since their snapshots were collected.
     """
     by_template: dict[Template, list[str]] = {}
     for name in earlier:
-        if name in templates:
+        if name in templates and name not in gone:
             by_template.setdefault(templates[name], []).append(name)
-    left_out: set[str] = set()
+    left_out = set(gone)
     for template, names in by_template.items():
         if template.remember is not None:
             older = names[: -template.remember.newest]

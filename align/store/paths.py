@@ -1,7 +1,7 @@
 """Names of all files and folders of a store; no other room spells them.
 
 ledger.db
-snapshots/<id>/             staging/<uuid>/
+snapshots/<id>/             packed/<id>/                staging/<uuid>/
 rounds/<index>-<name>/      attempts and checkpoints, see `align.store.run_folder`
 replay/<snapshot>.jsonl     replay/examples-<snapshot>.jsonl   replay/history-<snapshot>.jsonl
 replay/answers-<hash>.jsonl    replay/synthetic-<hash>.jsonl
@@ -32,8 +32,6 @@ NAMED_ELSEWHERE = re.compile(
 )
 """Paths that matter only while an accepted round or the record of evaluations names them. Checkpoints never
 do: a round whose own was changed starts over, and old ones are removed."""
-UNFINISHED = re.compile(r"\..+\.([0-9a-f]{32}|\d+\.tmp)")
-"""Names of files that are written before they get their own: of `write_atomic`, and of one process."""
 REPEATS = "evaluations/*/aa/*.parquet"
 RIVAL_ANSWERS = "evaluations/answers/*.jsonl"
 REPLAYED = f"replay/{DIGITS * '[0-9a-f]'}.jsonl"
@@ -59,6 +57,11 @@ class StorePaths:
     def snapshots(self) -> Path:
         """Folder of all snapshots."""
         return self.folder / "snapshots"
+
+    @property
+    def packed(self) -> Path:
+        """Folder of snapshots that are stored as differences."""
+        return self.folder / "packed"
 
     @property
     def staging(self) -> Path:
@@ -190,17 +193,6 @@ class StorePaths:
         attempts = "rounds/*/attempt-*"
         for pattern in (f"{LEDGER}*", f"{attempts}/{METRICS}", f"{attempts}/*/{METRICS}"):
             yield from sorted(self.folder.glob(pattern))
-
-    def unfinished(self) -> list[Path]:
-        """List the files that exist and were being written: each has a hidden name of its writer's."""
-        hidden = [
-            path
-            for name in MIRRORED
-            for path in (self.folder / name).rglob(".*")
-            if path.is_file() and UNFINISHED.fullmatch(path.name)
-        ]
-        # Earlier versions kept adapters on their way to the engines beside the ledger.
-        return [*hidden, *self.folder.glob("adapters-*")]
 
     def mirrored(self) -> Iterator[str]:
         """Yield the names of the complete files that a store with a URL keeps there too."""

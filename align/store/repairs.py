@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import AliasChoices, Field, TypeAdapter
 
 from rollouts.types import SnapshotId
 
@@ -16,6 +16,8 @@ KEY = "repairs"
 """Key under which a round's report lists its candidates, if there was more than one."""
 MERGE = "merge"
 """Key under which a round's report says what its candidate was merged of."""
+Described = Annotated[str, Field(validation_alias=AliasChoices("description", "told"))]
+"""Description, which records of older stores call ``told``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +29,7 @@ class Origin:
     """Snapshot that it was made of: the failed candidate of a repair."""
     share: float | None = None
     """Share of the way from the parent to the failed candidate; None off that line."""
-    told: str
+    description: Described
     """Words for a person, such as ``interpolation at 0.5``."""
 
     @property
@@ -91,7 +93,9 @@ class MergeOrigin(Origin):
     def sentence(self) -> str:
         """Sentence about the merge, for a person."""
         trained = ", ".join(snapshot[:16] for snapshot in self.runs)
-        return f"The round's candidate is a merge: {self.told}; what was trained is {trained}"
+        return (
+            f"The round's candidate is a merge: {self.description}; what was trained is {trained}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +104,7 @@ class RepairStep:
 
     rung: RungName | Literal["round"]
     """``round`` is the round itself, the candidate that failed; ``merge`` a point of its merge."""
-    told: str
+    description: Described
     candidate: SnapshotId
     look: int
     """Decision of the campaign that it was."""
@@ -122,11 +126,11 @@ class RepairStep:
         """Sentence about the candidate, for a person."""
         gain = f"{100 * self.kept:.0f}% of the target gain"
         if self.accepted:
-            return f"{self.told}: accepted with {gain}"
+            return f"{self.description}: accepted with {gain}"
         if self.outcome == "too_little_kept":
-            return f"{self.told}: passed the gate with only {gain}"
+            return f"{self.description}: passed the gate with only {gain}"
         what = self.outcome.replace("_", " ")
-        return f"{self.told}: {what} because {'; '.join(self.reasons)}"
+        return f"{self.description}: {what} because {'; '.join(self.reasons)}"
 
 
 _STEPS = TypeAdapter(tuple[RepairStep, ...])
@@ -169,4 +173,4 @@ def repaired_by(steps: Sequence[RepairStep]) -> str:
     step = accepted_repair(steps)
     if step is None:
         return ""
-    return f"repaired by {step.told} ({100 * step.kept:.0f}% of the target gain kept)"
+    return f"repaired by {step.description} ({100 * step.kept:.0f}% of the target gain kept)"

@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 from align.config.store import StoreSettings
 from align.store.database.database import holds_ledger
 from align.store.database.postgres import shown
+from align.store.database.private import close_to_others, make_private
 from align.store.ledger.ledger import Ledger
 from align.store.mirror import ONE_SIDED, Mirror
 from align.store.paths import StorePaths
@@ -25,7 +26,7 @@ from align.store.remote import Remote
 from align.store.run_folder import CHECKPOINT, checkpoints_in
 from align.store.snapshots.snapshots import SnapshotStore
 from align.store.stored_files import RUN_AGAIN, StoredFiles, fault_of
-from align.store.superseded import superseded_in
+from align.store.superseded import scratch, superseded_in, unfinished
 
 
 class Store:
@@ -40,7 +41,7 @@ class Store:
         self.folder, self.ledger, self._mirror = folder, ledger, mirror
         self.paths = StorePaths(folder)
         self.files = StoredFiles(folder, ledger.database, mirror)
-        self.snapshots = SnapshotStore(folder, mirror.remote)
+        self.snapshots = SnapshotStore(folder, mirror.remote, ledger.collections)
 
     @property
     def is_remote(self) -> bool:
@@ -58,13 +59,24 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what the ledger no longer names, here and behind the URL. Hold the lease first."""
-        paths = {*self.paths.mirrored(), *self._mirror.versions()}
-        self.withdraw(sorted(filter(superseded_in(self.ledger), paths)))
+        self.withdraw(sorted(filter(superseded_in(self.ledger), self.sizes())))
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of every complete file of records, here or behind the URL, by path."""
+        remote = {} if self._mirror.remote is None else self._mirror.versions()
+        far = {path: int(version.rpartition("/")[2]) for path, version in remote.items()}
+        here: dict[str, int] = {}
+        for name in self.paths.mirrored():
+            with suppress(FileNotFoundError):  # A runner may be replacing it meanwhile.
+                here[name] = (self.folder / name).stat().st_size
+        return far | here
 
     def remove_unfinished(self) -> None:
         """Remove files that a run was writing when it was killed. Nobody else may be writing any."""
-        for path in self.paths.unfinished():
-            rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in unfinished(self.folder):
+            path.unlink(missing_ok=True)
+        for folder in scratch(self.folder):
+            rmtree(folder)
 
     def withdraw(self, paths: Iterable[str]) -> None:
         """Remove files that the ledger no longer names, here and behind the URL; paths are the store's."""
@@ -143,7 +155,7 @@ def open_store(config: StoreSettings, ledger: Ledger | None = None) -> Store:
     """
     ledger = ledger or open_ledger(config)
     if config.is_remote:
-        config.folder.mkdir(parents=True, exist_ok=True)
+        make_private(config.folder)
     return store_to_read(config, ledger)
 
 
@@ -159,16 +171,6 @@ def store_to_read(config: StoreSettings, ledger: Ledger) -> Store:
     return Store(config.folder, ledger, Mirror(config.folder, remote))
 
 
-def open_snapshots(config: StoreSettings) -> SnapshotStore:
-    """Open a campaign's snapshots alone, to read them.
-
-    Raises:
-        KeelError: see `open_store`.
-    """
-    remote = Remote(config.store, config.store_options) if config.is_remote else None
-    return SnapshotStore(config.folder, remote)
-
-
 def open_ledger(config: StoreSettings) -> Ledger:
     """Open the campaign's ledger alone; make it if there is none.
 
@@ -176,6 +178,10 @@ def open_ledger(config: StoreSettings) -> Ledger:
         UserError: the URL is none, or not given where it should be.
         StoreError: the database cannot be reached, or holds something else.
     """
+    if StorePaths(
+        config.folder
+    ).snapshots.is_dir():  # Made here, so that it is no folder of others.
+        close_to_others(config.folder)
     return Ledger(config.ledger_url)
 
 

@@ -11,7 +11,7 @@ from align.errors import KeelError
 from align.store.ledger.copy import ledger_copy
 from align.store.paths import StorePaths
 from align.store.snapshots.manifest import HELD_OUT, Manifest
-from align.store.store import open_snapshots
+from align.store.store import store_to_read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,13 +48,13 @@ def stored_base(config: CampaignConfig) -> StoredBase | None:
             base = ledger.alias_moves()[0].target
             measured = frozenset(record.suite_hash for record in ledger.evaluations())
             accepted = [r for r in ledger.rounds() if r.state == "accepted" and r.candidate]
-        snapshots = open_snapshots(config)
-        manifest = snapshots.manifest(base)
-        trained_on = {
-            record.name: snapshots.manifest(record.candidate).provenance.data_hashes
-            for record in accepted
-            if record.candidate is not None
-        }
+            snapshots = store_to_read(config, ledger).snapshots
+            manifest = snapshots.manifest(base)
+            trained_on = {
+                record.name: snapshots.manifest(record.candidate).provenance.data_hashes
+                for record in accepted
+                if record.candidate is not None
+            }
     except KeelError:
         return None
     return StoredBase(

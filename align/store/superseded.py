@@ -1,15 +1,20 @@
-"""Files of a store that the ledger no longer names: nobody fetches them, and the next run removes them.
+"""Files of a store that the ledger no longer names: superseded ones, and leftovers.
 
-A file is removed after the ledger's newer entry is durable, so a crash leaves both. A file counts as
-superseded only if the ledger names what has replaced it, or says that its round or attempt is over.
+A superseded file is fetched by nobody, and the next run removes it, once the ledger's newer entry is
+durable: a crash leaves both. A file counts as superseded only if the ledger names what has replaced it, or
+says that its round or attempt is over. Leftovers are what rejected rounds, dead attempts and crashes left;
+they may be of use to a person and go only when somebody asks. Metrics and sampled rollouts always stay.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 
-from align.store.ledger.ledger import Ledger
+from align.store.ledger.ledger import PRODUCTION, Ledger
+from align.store.paths import DIGITS, MIRRORED, StorePaths
+from rollouts.types import SnapshotId
 
 RESULTS = re.compile(r"(evaluations/[0-9a-f]+/[^/]+-[0-9a-f]{8})(?:-\d+)?\.parquet")
 """Results on a suite. The group is what all looks at the suite have in common."""
@@ -17,6 +22,15 @@ CHECKPOINTS = re.compile(r"rounds/(\d+)-([^/]+)/checkpoint[^/]*/.+")
 """Files of checkpoints. The groups are the round's index and name."""
 ARTIFACTS = re.compile(r"rounds/(\d+)-[^/]+/attempt-(\d+)/artifacts/.+")
 """Tensors that retention methods hand on. The groups are the round's index and the attempt."""
+RESULT_FILES = re.compile(r"evaluations/[0-9a-f]+/[^/]+\.parquet")
+REPLAYED = re.compile(rf"replay/(?:examples-|history-)?([0-9a-f]{{{DIGITS}}})\.jsonl")
+"""Prompts, examples and history of a round. The group is its snapshot."""
+BULK = re.compile(r"rounds/(\d+)-([^/]+)/attempt-(\d+)/(?:[^/]+/)?(critic|artifacts|output)/.+")
+"""Large files of an attempt. The groups are the round's index and name, the attempt, and the folder."""
+UNFINISHED = re.compile(r"\..+\.(?:[0-9a-f]{32}|again|\d+\.tmp)")
+"""Name of a file that was to take another one's place."""
+SCRATCH = "adapters-*"
+"""Folders of a runner's temporary adapters."""
 
 
 def superseded_in(ledger: Ledger) -> Callable[[str], bool]:
@@ -42,3 +56,63 @@ def superseded_in(ledger: Ledger) -> Callable[[str], bool]:
         return False
 
     return is_superseded
+
+
+def leftover_in(
+    ledger: Ledger, staying: Collection[SnapshotId], recorded: Collection[str]
+) -> Callable[[str], str | None]:
+    """Return a function of paths, relative to the store: why nothing refers to the file, or None.
+
+    Args:
+        staying: snapshots that stay.
+        recorded: files with a hash on record.
+    """
+    handed_on = _handed_on(ledger, recorded)
+    results = {record.path for record in ledger.evaluations()}
+    attempts = {(r.index, r.attempt): r for r in ledger.attempts()}
+    names = {record.index: record for record in attempts.values()}
+    open_rounds = {r.name for r in names.values() if not r.closed}
+    accepted = [r for r in attempts.values() if r.state == "accepted" and r.candidate in staying]
+    owners = {(r.candidate or "")[:DIGITS] for r in accepted}
+    owners |= {s.id[:DIGITS] for s in ledger.snapshots() if s.round in open_rounds}
+
+    def why(path: str) -> str | None:
+        if RESULT_FILES.fullmatch(path) and path not in results:
+            return "no evaluation on record names it"
+        if (match := REPLAYED.fullmatch(path)) and match[1] not in owners:
+            return "its snapshot is not accepted, or goes too"
+        if (match := BULK.fullmatch(path)) and path not in handed_on:
+            record = attempts.get((int(match[1]), int(match[3])))
+            if record is None or record.name != match[2]:
+                return "the ledger has no such attempt"
+            if names[record.index].closed and record not in accepted:
+                return "its attempt was not accepted, or its snapshot goes too"
+        return None
+
+    return why
+
+
+def _handed_on(ledger: Ledger, recorded: Collection[str]) -> frozenset[str]:
+    """Return the artifacts that a round to come goes on from: of each method the newest on the line."""
+    accepted = {r.candidate: r for r in ledger.attempts() if r.state == "accepted"}
+    newest: dict[str, str] = {}
+    snapshot = ledger.alias(PRODUCTION)
+    while (record := accepted.pop(snapshot, None)) is not None:
+        attempt = StorePaths(Path()).attempt(record.index, record.name, record.attempt)
+        folder = f"{attempt.artifacts.as_posix()}/"
+        for path in recorded:
+            if path.startswith(folder):
+                newest.setdefault(path.removeprefix(folder), path)
+        snapshot = record.parent
+    return frozenset(newest.values())
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """List records that were being written when a process died. Hold the lease first."""
+    hidden = (path for name in MIRRORED for path in (folder / name).rglob(".*"))
+    return sorted(path for path in hidden if UNFINISHED.fullmatch(path.name) and path.is_file())
+
+
+def scratch(folder: Path) -> list[Path]:
+    """List folders of temporary adapters. Hold the lease first."""
+    return sorted(path for path in folder.glob(SCRATCH) if path.is_dir())

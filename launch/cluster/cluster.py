@@ -5,7 +5,7 @@
     with connect("10.0.0.5:6379") as cluster:    # somebody's cluster; a token is demanded
 
 A local cluster demands Ray's token from whoever talks to it, keeps its object store small, and
-hands the driver's environment to its actors without the secrets in it. Ray listens on every
+hands its actors the variables that they need and none of the driver's others. Ray listens on every
 network interface, so the token is what protects it. Ray itself ends the processes of a local
 cluster when the thread that started them ends: that is why only the main thread may start one.
 
@@ -38,14 +38,11 @@ from rollouts.errors import RunError, UserError
 from rollouts.machine.memory import shared_memory, total_memory
 from rollouts.machine.object_store import store_bytes
 from rollouts.machine.stopping import ended_by_sigterm
+from rollouts.machine.variables import passed_on
 
 GIB = 1024**3
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds the four packages, for the actors' import path."""
-
-SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
-NOT_SECRET = ("RAY_AUTH_TOKEN", "TOKENIZERS_")
-"""Prefixes that contain a secret word and that actors need."""
 
 PROBE_TIMEOUT_S = 10.0
 CLIENT_TRIES = 4
@@ -89,7 +86,7 @@ def connect(
         num_cpus: logical CPUs of a local cluster; None is this host's, at least num_engines + 1.
         custom: resources of other names that a local cluster has.
         insecure: join a cluster on another host although Ray's authentication is off.
-        keep: names of secrets that actors of a local cluster do need, such as a judge's API key.
+        keep: names of variables that actors of a local cluster see besides the harmless ones.
         timeout_s: how long joining, or the first attempt to start, may take.
         weights: bytes of one version of the weights as engines receive them; two fit a local store.
         note: told of what takes longer than it should.
@@ -317,12 +314,6 @@ def _write_once(path: Path, token: str) -> None:
         staged.unlink()
 
 
-def is_secret(name: str) -> bool:
-    """Tell if a variable of this name is kept from actors."""
-    upper = name.upper()
-    return any(word in upper for word in SECRET_WORDS) and not upper.startswith(NOT_SECRET)
-
-
 @contextmanager
 def _actor_environment(
     keep: Sequence[str], marks: Mapping[str, str] | None = None
@@ -337,7 +328,8 @@ def _actor_environment(
         "RAY_USAGE_STATS_ENABLED": "0",
         **(marks or {}),
     }
-    changes |= {name: None for name in os.environ if is_secret(name) and name not in keep}
+    passed = passed_on(os.environ, keep)
+    changes |= {name: None for name in os.environ if name not in passed and name not in changes}
     before = {name: os.environ.get(name) for name in changes}
     _apply(changes)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from rollouts.engines.backend import LINEAR_LAYERS, EngineSpec
 from rollouts.engines.protocol import RolloutEngine
 from rollouts.machine.memory import shared_memory
 from rollouts.machine.object_store import shortage
+from rollouts.machine.variables import said_of
 
 FREED_S = 60.0
 """Seconds that engines which were closed may take to give their room back."""
@@ -51,12 +53,15 @@ def engine_starter(
             demands = demands_of(config, gpus=False)
             weights, shared = synced_bytes(model, config.policy), shared_memory()
             if cluster is None:
+                for sentence in said_of(config.rollouts.environment, os.environ):
+                    observer.note(f"rollouts.environment: {sentence}")
                 cluster = stack.enter_context(
                     connect(
                         address,
                         num_engines=math.ceil(sum(d.count * d.bundle["CPU"] for d in demands)),
                         custom=custom_of(demands),
                         insecure=insecure,
+                        keep=config.rollouts.environment,
                         weights=weights,
                         note=observer.note,
                     )

@@ -143,10 +143,10 @@ def rounds_diff(
     if as_json:
         print_json(difference)
         return
-    settings = [[c.key, _word(c.one), _word(c.other)] for c in difference.config]
+    settings = [[c.key, _word(c.first), _word(c.second)] for c in difference.config]
     _print("Settings that differ", ["setting", round_name, other], settings)
     scores = [
-        [s.suite, _number(s.one), _number(s.other), _number(s.difference)]
+        [s.suite, _number(s.first), _number(s.second), _number(s.difference)]
         for s in difference.scores
     ]
     _print("Scores of the candidates", ["suite", round_name, other, "difference"], scores)

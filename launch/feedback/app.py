@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
 
 from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.numbering import Receipt
@@ -138,8 +139,13 @@ async def _later(request: Request, error: Exception) -> Response:
     return _json({"error": f"{why}; try again"}, 503, headers)
 
 
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # Nobody is there to read it.
+
+
 HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
     BadRequest: _refused,
+    ClientDisconnect: _gone,
     Crowded: _later,
     QueueFull: _later,
     WriterClosed: _later,

@@ -12,13 +12,14 @@ from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.rows import stream_forms
 from align.store.paths import StorePaths
 from align.store.store import open_ledger
+from launch.connections import ConnectionLimits, server_config
 from launch.feedback.token import read_token
 from launch.listening import listen
 from rollouts.errors import UserError
 
 GRACE_S = 30
 """Seconds that requests under way have to end when the server is asked to."""
-MAX_CONNECTIONS = 512
+LIMITS = ConnectionLimits(total=512, per_client=256)
 
 
 def serve(
@@ -63,14 +64,7 @@ def serve(
             say("         put a proxy with TLS in front")
         say(f"listening on http://{shown}:{bound}")
         app = make_app(inbox, forms, token, folder=folder)
-        settings = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_S,
-            limit_concurrency=MAX_CONNECTIONS,
-        )
+        settings = server_config(app, LIMITS, timeout_graceful_shutdown=GRACE_S)
         server = uvicorn.Server(settings)
         # uvicorn raises the signal that ended it once more, for whoever handled it before: that is itself.
         for number in (signal.SIGTERM, signal.SIGINT):

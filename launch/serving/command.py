@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from align.config.campaign import CampaignConfig
-from launch.cluster.cluster import is_secret
 from launch.serving.bank import ServedBank, base_name
 from launch.serving.served_alias import ServedSnapshot
 from rollouts.engines.vllm import MAX_LORAS, engine_environment, served_rank
 from rollouts.errors import UserError
+from rollouts.machine.variables import passed_on
 
 Device = Literal["cpu", "cuda"]
 
@@ -111,11 +111,7 @@ def environment(
 ) -> dict[str, str]:
     """Return the server's variables: those of this process without its secrets, and the server's own
     key."""
-    inherited = {
-        name: value
-        for name, value in outside.items()
-        if name not in DROPPED and not is_secret(name)
-    }
+    inherited = {name: value for name, value in passed_on(outside).items() if name not in DROPPED}
     server_variables = {
         "VLLM_API_KEY": key,
         "VLLM_LOGGING_LEVEL": "WARNING",

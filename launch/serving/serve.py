@@ -15,6 +15,7 @@ from align.gate.evidence import stored_evidence
 from align.report.export.answering import default_line, served_sampling
 from align.store.paths import StorePaths
 from launch.cluster.cluster import is_loopback
+from launch.connections import ConnectionLimits, server_config
 from launch.feedback.token import read_token
 from launch.listening import listen
 from launch.serving.command import check_extra, vllm_device
@@ -27,9 +28,7 @@ from rollouts.types import SnapshotId
 if TYPE_CHECKING:
     pass
 
-KEEP_ALIVE_S = 75
-MAX_CONNECTIONS = 1024
-"""Connections of clients; one more gets an answer to come again."""
+LIMITS = ConnectionLimits(total=1024, per_client=512)
 IDLE_CONNECTIONS, IDLE_S = 256, 60.0
 """Number of idle connections that are kept to a backend, and seconds for which they are."""
 OVERLAP_SHARE, WHOLE_SHARE = 0.45, 0.9
@@ -136,14 +135,10 @@ async def run(
     limits = httpx.Limits(max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_S)
     async with httpx.AsyncHTTPTransport(limits=limits, trust_env=False) as transport:
         server = uvicorn.Server(
-            uvicorn.Config(
+            server_config(
                 Proxy(route, transport, key=key, say=say, stops=stops),
+                LIMITS,
                 lifespan="off",
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                limit_concurrency=MAX_CONNECTIONS,
                 timeout_graceful_shutdown=int(pace.drain_s),
             )
         )

@@ -34,6 +34,8 @@ class DescribedEnvironment:
     """True if it has ``get_reward``."""
     turn_rewards: bool = False
     """True if it has ``get_turn_reward``."""
+    attributes: Sequence[str] | None = None
+    """Public attributes that its objects can have; None: they cannot be known before an episode."""
 
     @property
     def has_object(self) -> bool:
@@ -78,15 +80,17 @@ def _described(facts: Mapping[str, Any]) -> DescribedEnvironment:
         reset=reset,
         rewards=facts["rewards"],
         turn_rewards=facts["turn_rewards"],
+        attributes=facts.get("attributes"),
     )
 
 
 def check_rewarded(
-    plan: EnvironmentsPlan, described: Mapping[str, DescribedEnvironment], *, turns: bool
+    described: Mapping[str, DescribedEnvironment], where: str, *, turns: bool
 ) -> None:
-    """Refuse environments of which none gives the reward that is learned from.
+    """Refuse environments of which none gives the reward that is needed.
 
     Args:
+        where: place of the setting that needs it.
         turns: rewards of turns are meant, not those of episodes.
 
     Raises:
@@ -98,10 +102,56 @@ def check_rewarded(
     method = "get_turn_reward" if turns else "get_reward"
     raise UserError(
         f"no reward is given: {kinds} has no method {method}",
-        where=plan.place("turn_rewards" if turns else "rewards"),
+        where=where,
         remedy=f"add def {method}(self) -> float, or "
         + ("set turn_rewards to false" if turns else "name a reward that scores the completions"),
     )
+
+
+def check_turns(
+    plan: EnvironmentsPlan, described: Mapping[str, DescribedEnvironment], turns: int
+) -> None:
+    """Refuse episodes of one turn where there are tools: none could ever be called.
+
+    Args:
+        turns: most turns of an episode.
+
+    Raises:
+        UserError: names the first tool.
+    """
+    schemas = [schema for each in described.values() for schema in each.schemas]
+    if turns > 1 or not schemas:
+        return
+    name = schemas[0]["function"]["name"]
+    raise UserError(
+        f"turns is {turns} and the policy has tools, {name!r} first: it can call none of them",
+        where=plan.place("episode.turns"),
+        cause="an episode's last turn is its answer, whose calls are not made",
+        remedy="set turns to 2 or more: one for a call, one for the answer",
+    )
+
+
+def check_attribute(
+    described: Mapping[str, DescribedEnvironment], attribute: str, where: str
+) -> None:
+    """Refuse an attribute that objects of some environment can never have.
+
+    Args:
+        where: place of the option that names it.
+
+    Raises:
+        UserError: names the environment and what its objects have.
+    """
+    for each in described.values():
+        if each.attributes is not None and attribute not in each.attributes:
+            known = ", ".join(each.attributes) or "none"
+            raise UserError(
+                f"objects of environment {each.kind!r} have no public attribute {attribute!r}",
+                where=where,
+                cause=f"neither its class nor its methods set it; they set: {known}",
+                remedy=nearest(attribute, list(each.attributes))
+                + f", or set self.{attribute} in reset; None abstains",
+            )
 
 
 def check_rows(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from rewards.environments.cluster.code import TravellingCode
+from rewards.imports import code_digest
 from rewards.isolation.process import Plan
 from rewards.isolation.sandbox import sandbox
 from rollouts.pool.placement import Bundle, told
@@ -117,7 +118,8 @@ class EnvironmentsPlan:
         limits = self.limits
         root, folder = (None, Path.cwd()) if self.code is None else self.code.write()
         is_sandboxed = limits.isolation == "sandbox"
-        visible = [path for name in self.names for path in sandbox.visible(name, folder)]
+        shown = self.names if is_sandboxed else ()
+        visible = [path for name in shown for path in sandbox.visible(name, folder)]
         visible += [os.path.abspath(folder / file) for file in self.files]
         return Plan(
             reward=", ".join(self.names),
@@ -162,10 +164,8 @@ class EnvironmentsPlan:
         )
 
     def digest(self) -> str:
-        """Return a hash of the names and of the content of their files, which may change."""
-        files = [Path(name.rpartition(":")[0]) for name in self.names]
-        contents = [f.read_bytes() if f.suffix == ".py" and f.is_file() else b"" for f in files]
-        words = repr(
-            (self.tools, dict(self.environments), self.limits, self.files, self.where, os.getcwd())
-        )
-        return hashlib.sha256(b"\0".join([words.encode(), *contents])).hexdigest()
+        """Return a hash of the names and of their code, which may change."""
+        code = [code_digest(name) for name in self.names]
+        names = (self.tools, dict(self.environments))
+        words = repr((*names, self.limits, self.files, self.where, os.getcwd(), code))
+        return hashlib.sha256(words.encode()).hexdigest()

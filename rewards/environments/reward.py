@@ -24,22 +24,31 @@ def success(
     environments: Sequence[EndedEnvironment | None],
     at_least: float = 1.0,
     attribute: str | None = None,
-) -> list[float | None]:
+) -> list[float | AttributeError | None]:
     """Score 1 for an episode that succeeded, else 0; abstain where the environment does not tell.
 
     Args:
         at_least: smallest reward of the environment that is a success.
-        attribute: public attribute of the environment that is true after a success, instead of its reward.
+        attribute: public attribute of the environment that is true after a success, instead of its reward;
+            None abstains. An episode that ends without it is a failure of the reward, not a zero.
     """
-    episodes = map(episode_of, environments)
     if attribute is not None:
-        return [
-            None if e is None or attribute not in e.state else float(bool(e.state[attribute]))
-            for e in episodes
-        ]
+        return [_shown_by(ended, attribute) for ended in environments]
+    episodes = map(episode_of, environments)
     return [
         None if e is None or e.reward is None else float(e.reward >= at_least) for e in episodes
     ]
+
+
+def _shown_by(ended: EndedEnvironment | None, attribute: str) -> float | AttributeError | None:
+    """Return an attribute as a score; the error where the episode ended without it."""
+    episode = episode_of(ended)
+    if ended is None or episode is None:
+        return None
+    if attribute not in episode.state:
+        return ended.lacking(attribute)
+    value = episode.state[attribute]
+    return None if value is None else float(bool(value))
 
 
 def turns(

@@ -1,13 +1,18 @@
 """Public state of an environment at the end of an episode, as rewards are shown it.
 
 The object itself lives in a worker process. Its public attributes and properties that JSON can hold travel;
-a reward function with TRL's parameter ``environments`` gets an `EndedEnvironment` with them.
+a reward function with TRL's parameter ``environments`` gets an `EndedEnvironment` with them. Which ones an
+object can have is read off its class: annotations, class attributes, slots, properties, and every
+``self.name = ...`` in the source of its methods.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +23,8 @@ from rollouts.values import Unholdable, from_json, normalised, to_json
 
 LARGEST_STATE = 65_536
 """Characters of the JSON of an environment's state; attributes beyond are left out."""
+HIDDEN_WAYS = ("setattr", "__dict__", "vars")
+"""Names by which the code of a method may set attributes that cannot be read off it."""
 
 
 def public_state(instance: Any) -> dict[str, Any]:
@@ -72,6 +79,59 @@ def _properties(instance: Any) -> dict[str, Any]:
     return values
 
 
+def attributes_of(instance: Any) -> list[str] | None:
+    """Return the public names that an object can show at its end; None where they cannot be known."""
+    if isinstance(instance, AdaptedEnvironment):
+        return None
+    names = set(getattr(instance, "__dict__", {}))
+    for kind in type(instance).__mro__[:-1]:
+        set_by_methods = _set_in(kind)
+        if set_by_methods is None:
+            return None
+        names |= set_by_methods | set(getattr(kind, "__annotations__", {}))
+        names |= {name for name, member in vars(kind).items() if not inspect.isroutine(member)}
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def _set_in(kind: type[Any]) -> set[str] | None:
+    """Return what a class's own methods assign to their object; None where that cannot be read."""
+    if "__setattr__" in vars(kind) or "__getattr__" in vars(kind):
+        return None
+    names: set[str] = set()
+    for member in vars(kind).values():
+        function = inspect.unwrap(getattr(member, "fget", None) or member)
+        if not inspect.isfunction(function):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        except (OSError, TypeError, SyntaxError):
+            # A dataclass writes methods that have no source; it sets what is annotated.
+            if hasattr(kind, "__dataclass_fields__"):
+                continue
+            return None
+        assigned = _assigned(tree, next(iter(inspect.signature(function).parameters), ""))
+        if assigned is None:
+            return None
+        names |= assigned
+    return names
+
+
+def _assigned(tree: ast.AST, object_name: str) -> set[str] | None:
+    """Return the attributes that a method assigns; None where its object goes out of sight.
+
+    Args:
+        object_name: the method's name for its object, mostly ``self``.
+    """
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    read = {id(node.value) for node in attributes}
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    if any(n.id in HIDDEN_WAYS or (n.id == object_name and id(n) not in read) for n in names):
+        return None
+    if any(node.attr in HIDDEN_WAYS for node in attributes):
+        return None
+    return {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
+
+
 class EndedEnvironment:
     """An environment as a reward function sees it: its public attributes at the end of the episode.
 
@@ -97,12 +157,16 @@ class EndedEnvironment:
         """Return the reward that the environment gave the episode."""
         return self._reward
 
-    def __getattr__(self, name: str) -> Any:
+    def lacking(self, name: str) -> AttributeError:
+        """Make the error for a public attribute that the environment did not have."""
         known = ", ".join(key for key in self.__dict__ if not key.startswith("_")) or "none"
-        raise AttributeError(
+        return AttributeError(
             f"the environment {self.__dict__.get('_name', '')!r} had no public attribute {name!r} that "
             f"JSON can hold when its episode ended; it had: {known}"
         )
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.lacking(name)
 
     def __repr__(self) -> str:
         shown = {key: value for key, value in self.__dict__.items() if not key.startswith("_")}

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from rewards.environments.instance import EnvironmentFault, Instance
 from rewards.environments.schemas import schema_of
+from rewards.environments.state import attributes_of
 from rewards.environments.toolset import (
     GET_REWARD,
     GET_TURN_REWARD,
@@ -160,6 +161,7 @@ def describe(environment: LoadedEnvironment) -> dict[str, Any]:
         "reset": {"names": takes.names, "required": takes.required, "anything": takes.anything},
         "rewards": callable(getattr(type(instance), GET_REWARD, None)),
         "turn_rewards": callable(getattr(type(instance), GET_TURN_REWARD, None)),
+        "attributes": attributes_of(instance),
     }
 
 

@@ -26,7 +26,14 @@ DEADLINE_S = 120.0
 MEMORY_GIB = 4.0
 """Address space of one worker, where the campaign names no other."""
 
-NEEDS_A_PROCESS = ("deadline_s", "sample_deadline_s", "workers", "memory_gib", "environment")
+NEEDS_A_PROCESS = (
+    "deadline_s",
+    "sample_deadline_s",
+    "workers",
+    "memory_gib",
+    "environment",
+    "files",
+)
 """Settings that mean nothing inline."""
 
 
@@ -45,6 +52,8 @@ class Isolation:
     """Address space of a worker; None: no limit."""
     environment: tuple[str, ...] = ()
     """Names of variables a worker sees besides the harmless ones."""
+    files: tuple[str, ...] = ()
+    """Files and folders that a sandbox shows besides the reward's code."""
 
     def line(self, part: str) -> str:
         """Describe the isolation in the line that a run prints at its start."""
@@ -59,6 +68,8 @@ class Isolation:
         limits.append("any memory" if self.memory_gib is None else f"{self.memory_gib:g} GiB")
         if self.environment:
             limits.append("sees " + ", ".join(self.environment))
+        if self.files and self.level == "sandbox":
+            limits.append("reads " + ", ".join(self.files))
         return f"reward {part}: {self.level} ({', '.join(limits)})"
 
 

@@ -156,6 +156,8 @@ def unpack_sample(body: Mapping[str, Any]) -> Sample:
 def pack_episode(episode: Episode, takes: Parameters) -> dict[str, Any]:
     """Pack the parts of an episode that a reward takes: its messages, and its environment's end."""
     packed: dict[str, Any] = {"messages": [], "environment": {}}
+    if takes.take("prompts"):
+        packed["opening"] = episode.opening
     if takes.take("completions"):
         packed["messages"] = [dict(message) for message in episode.messages]
     if takes.take("environments"):
@@ -180,6 +182,7 @@ def unpack_episode(body: Mapping[str, Any]) -> Episode:
         reward=ended.get("reward"),
         state=ended.get("state", {}),
         environment=ended.get("name", ""),
+        opening=body.get("opening", ""),
     )
 
 

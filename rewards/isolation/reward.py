@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import weakref
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 
 from rewards.base import Sample
 from rewards.call import PartFailure, PartOutcome
+from rewards.imports import code_digest
 from rewards.isolation.batch import Clock, WorkerBatch
 from rewards.isolation.levels import Isolation
 from rewards.isolation.pool import Pool
@@ -51,7 +51,11 @@ class IsolatedReward:
         names = tuple(_joined(name, options))
         is_sandboxed = isolation.level == "sandbox"
         sandboxed_names = names if is_sandboxed else ()
-        visible = (path for each in sandboxed_names for path in sandbox.visible(each, folder))
+        visible = (
+            path
+            for each in sandboxed_names
+            for path in sandbox.visible(each, folder, isolation.files, where)
+        )
         plan = Plan(
             reward=name,
             options=dict(options),
@@ -134,22 +138,15 @@ def _joined(name: str, options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _pool(plan: Plan, isolation: Isolation, names: Iterable[str]) -> Pool:
-    files = [_content(Path(plan.folder), name) for name in names]
-    words = (plan.reward, plan.options, plan.folder, str(isolation), files)
+    # Code that changed is another reward.
+    code = [code_digest(name, Path(plan.folder)) for name in names]
+    words = (plan.reward, plan.options, plan.folder, str(isolation), code)
     key = json.dumps(words, sort_keys=True)
     pool = _POOLS.get(key)
     if pool is None:
         pool = Pool(plan, workers=isolation.workers, deadline_s=isolation.deadline_s)
         _POOLS[key] = pool
     return pool
-
-
-def _content(folder: Path, name: str) -> str:
-    """Hash the file of a reward, since a file that changed is another reward."""
-    file = folder / name.rpartition(":")[0]
-    if file.suffix != ".py" or not file.is_file():
-        return ""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _signature(about: Mapping[str, Any]) -> inspect.Signature:

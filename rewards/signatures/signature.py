@@ -37,7 +37,7 @@ def arguments(
     A sample whose prompt lacks a column that others have gives None in that column.
     """
     offered: dict[str, Any] = {
-        "prompts": [shown_prompt(sample.prompt) for sample in samples_B],
+        "prompts": [shown_prompt(sample) for sample in samples_B],
         "completions": [shown_completion(sample) for sample in samples_B],
         "completion_ids": [list(sample.completion.token_ids) for sample in samples_B],
         **context,

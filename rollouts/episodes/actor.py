@@ -143,9 +143,10 @@ class Actor:
 
     def _opened(self, text: str | None) -> SampleRequest | None:
         scene = self.scene
+        self._episode.opening = self._readable(text or "")
         try:
             self.prompt_ids = scene.encoder.encode(
-                opened(scene.prompt, self._readable(text or "")), tools=scene.tools.schemas
+                opened(scene.prompt, self._episode.opening), tools=scene.tools.schemas
             )
         except UserError as error:
             self.fail(f"the text that the environment opened with cannot be rendered: {error.what}")

@@ -62,6 +62,8 @@ class EpisodeRules:
     """Most tokens that the engines read, prompt included; None: it is not known."""
     episode_s: float = 120.0
     """Most seconds that an episode's calls may take together."""
+    observation_chars: int = 8000
+    """Characters of one result that the policy is shown."""
     parser: str = "auto"
     """Name in `PARSERS` or of a tool parser of vLLM; ``auto`` takes the response template of the tokenizer
     where it has one, else the Hermes form."""

@@ -31,6 +31,8 @@ class Transcript:
     turn_rewards: list[float | None] = field(default_factory=list)
     text: str = ""
     """Text of the last turn."""
+    opening: str = ""
+    """Text that the environment opened with."""
 
     def sample(self, turn: Completion, message: Message, text: str) -> None:
         """Append a sampled turn."""
@@ -79,6 +81,7 @@ class Transcript:
                 turn_rewards=self._turn_rewards,
                 state=dict(outcome.state),
                 environment=outcome.environment,
+                opening=self.opening,
             ),
         )
 

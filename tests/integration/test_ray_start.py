@@ -1,4 +1,7 @@
-"""A real start of Ray that is too slow at first, and one that is interrupted: nothing outlives either."""
+"""A real start of Ray that is too slow at first, and one that is interrupted: nothing outlives either.
+
+The actors of the first one see none of the driver's secrets.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from tests.patience import patient
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = """
-import psutil, ray
+import os, psutil, ray
 from launch.cluster.cluster import connect
+from launch.cluster.local_ray.sockets import listening_sockets
 from launch.cluster.local_ray import start
 from tests.patience import patient
 
@@ -29,6 +33,9 @@ def note(text):
 
 with connect(num_cpus=1, timeout_s=0.3, note=note):
     assert ray.get(ray.remote(num_cpus=1)(lambda: 7).remote()) == 7
+    assert any("gcs_server" in str(each) for each in listening_sockets())
+    seen = ray.get(ray.remote(num_cpus=1)(lambda: dict(os.environ)).remote())
+    assert "OMP_NUM_THREADS" in seen and not {"DATABASE_URL", "GITHUB_PAT"} & seen.keys()
     started = psutil.Process().children(recursive=True)
     assert not first & {p.pid for p in started}, "of the first attempt"
 (told,) = notes
@@ -48,6 +55,11 @@ with connect(num_cpus=1):
 def python(code: str) -> subprocess.Popen[str]:
     """A process of its own that heeds interrupts, whatever the shell of the tests does."""
     environ = {n: v for n, v in os.environ.items() if n not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
+    environ |= {
+        "DATABASE_URL": "postgresql://a:secret@h/x",
+        "GITHUB_PAT": "x",
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env={**environ, "PYTHONPATH": str(ROOT)},
@@ -58,7 +70,7 @@ def python(code: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_start_that_was_too_slow_is_tried_again() -> None:
+def test_a_slow_start_is_tried_again_and_its_actors_see_no_secrets() -> None:
     process = python(SLOW)
     out, err = process.communicate(timeout=patient(90))
     assert process.returncode == 0, out + err

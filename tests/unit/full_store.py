@@ -62,7 +62,7 @@ def steps(text: str) -> tuple[RepairStep, ...]:
     def step(look: int, rung: Any, told: str, outcome: Any, kept: float) -> RepairStep:
         return RepairStep(
             rung=rung,
-            told=told,
+            description=told,
             candidate=f"{look}" * 64,
             look=look,
             outcome=outcome,

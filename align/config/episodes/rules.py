@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_REWARD = "environment"
 """Name of the reward that an environment gives an episode by its ``get_reward``."""
+SUCCESS = "success"
+"""Name of the reward that is 1 where an environment says that an episode succeeded."""
 OF_ENVIRONMENTS = {
     ENVIRONMENT_REWARD: "the reward that an environment gives by get_reward",
-    "success": "which an environment decides",
+    SUCCESS: "which an environment decides",
 }
 """Rewards and metrics that abstain without an environment, and what each of them is."""
 OF_EPISODES = ("turns", "calls", "failed_calls")

@@ -95,6 +95,7 @@ class EpisodeConfig(Settings):
             tokens=self.tokens,
             context=context,
             episode_s=self.episode_s,
+            observation_chars=self.observation_chars,
             parser=self.parser,
         )
 

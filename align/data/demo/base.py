@@ -17,7 +17,6 @@ The loss is on the answer and the end token only. Digits come from the train spl
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from align.data.demo.tokenizer import EOS, PAD, WORDS, build_tokenizer
+from align.data.demo.tokenizer import CONTEXT, WORDS, build_tokenizer
 from align.data.demo.world import (
     GENERAL,
     LENGTH,
@@ -41,6 +40,7 @@ from align.data.demo.world import (
     spell,
     strings,
 )
+from align.data.word_models import EOS, PAD, warm_cosine
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -77,7 +77,7 @@ def config() -> LlamaConfig:
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=32,
-        max_position_embeddings=64,
+        max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=_IDS[EOS],
@@ -120,7 +120,9 @@ def train(
         model = LlamaForCausalLM(config())
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warm_cosine(step, steps, WARMUP)
+    )
     for step in range(steps):
         tokens_BT = torch.tensor([lesson(rng) for _ in range(BATCH)])
         loss = -answer_logprobs(model, tokens_BT).mean()
@@ -192,9 +194,3 @@ def answer_logprobs(model: LlamaForCausalLM, tokens_BT: Tensor) -> Tensor:
 
 def _token_ids(prompt: str, answer: str) -> list[int]:
     return [_IDS[word] for word in (*prompt.split(), *answer.split(), EOS)]
-
-
-def _warm_cosine(step: int, steps: int) -> float:
-    if step < WARMUP:
-        return (step + 1) / WARMUP
-    return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from align.config.retrieval.settings import RetrievalConfig
 from align.data.retrieval.index import DocumentIndex
+from rewards.environments.observations import text_of
 from rollouts.episodes.environment import (
     Environments,
     EpisodeRules,
@@ -56,6 +57,8 @@ class SearchEnvironments:
     """Environments with tools of their own; None: there is only the search."""
     _acting: set[str] = field(default_factory=set)
     """Keys of the episodes that act in one of `others`."""
+    _rules: dict[str, EpisodeRules] = field(default_factory=dict)
+    """Limits of the episodes under way, by key."""
 
     def rules(self, prompt: Prompt) -> EpisodeRules | None:
         """Return the limits of a prompt's episodes: every chat may search; a text cannot call."""
@@ -71,6 +74,7 @@ class SearchEnvironments:
 
     def open(self, key: str, prompt: Prompt) -> Future[str | None]:
         """Begin an episode; see `Environments.open`."""
+        self._rules[key] = self.rules(prompt) or self.limits
         if self.others is None or self._rules_of(prompt) is None:
             return finished(None)
         self._acting.add(key)
@@ -80,14 +84,14 @@ class SearchEnvironments:
         """Make the calls of one turn: searches here, all others in the episode's environment."""
         rest = [call for call in calls if call.name != SEARCH]
         if not rest or self.others is None:
-            return finished([self._answer(call) for call in calls])
+            return finished([self._answer(key, call) for call in calls])
         answered: Future[Sequence[Observation]] = Future()
 
         def join(others: Future[Sequence[Observation]]) -> None:
             try:
                 observations = iter(others.result())
                 answers = [
-                    self._answer(c) if c.name == SEARCH else next(observations) for c in calls
+                    self._answer(key, c) if c.name == SEARCH else next(observations) for c in calls
                 ]
             except BaseException as error:  # Nobody else would hear of it: this is a callback.
                 answered.set_exception(error)
@@ -99,6 +103,7 @@ class SearchEnvironments:
 
     def close(self, key: str, messages: Sequence[Message] = ()) -> Future[Outcome]:
         """End an episode; see `Environments.close`."""
+        self._rules.pop(key, None)
         if self.others is None or key not in self._acting:
             return finished(Outcome())
         self._acting.discard(key)
@@ -106,6 +111,7 @@ class SearchEnvironments:
 
     def drop(self, key: str) -> None:
         """Give an episode up; see `Environments.drop`."""
+        self._rules.pop(key, None)
         if self.others is not None and key in self._acting:
             self._acting.discard(key)
             self.others.drop(key)
@@ -113,13 +119,15 @@ class SearchEnvironments:
     def _rules_of(self, prompt: Prompt) -> EpisodeRules | None:
         return None if self.others is None else self.others.rules(prompt)
 
-    def _answer(self, call: ToolCall) -> Observation:
+    def _answer(self, key: str, call: ToolCall) -> Observation:
         """Return the documents that fit a call's query, or what is wrong with it."""
         query = call.arguments.get("query")
         if call.name != SEARCH or not isinstance(query, str):
             return Observation(text=f"{call.name} needs a query, as text.", failed=True)
         texts = [document.text for document in self.index.search(query)]
-        return Observation(text=self.index.settings.separator.join(texts) or NOTHING, failed=False)
+        answer = self.index.settings.separator.join(texts) or NOTHING
+        most = self._rules.get(key, self.limits).observation_chars
+        return Observation(text=text_of(answer, most).text, failed=False)
 
 
 class SearchingEncoder(PromptEncoder):

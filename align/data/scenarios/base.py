@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 
 from align.data.scenarios.world import Dice, Lesson, World
+from align.data.word_models import EOS, SPECIAL, warm_cosine, word_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM
 
-SPECIAL = PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 BATCH = 64
 PEAK_LR = 3e-3
 WARMUP = 40
@@ -33,27 +29,8 @@ def build(world: World, folder: Path, seed: int = 0) -> float:
     model, loss = train(world, words, seed)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
-    tokenizer(words, world.template).save_pretrained(folder)
+    word_tokenizer(words, CONTEXT, world.template).save_pretrained(folder)
     return loss
-
-
-def tokenizer(words: Sequence[str], template: str | None = None) -> PreTrainedTokenizerFast:
-    """Build a tokenizer that has one token for every word, and maybe a chat template."""
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: index for index, word in enumerate(words)}
-    backend = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
-    backend.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNK,
-        padding_side="left",
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-        chat_template=template,
-    )
 
 
 def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
@@ -77,7 +54,9 @@ def train(world: World, words: Sequence[str], seed: int) -> tuple[LlamaForCausal
     model = new_model(len(words), seed)
     ids = {word: index for index, word in enumerate(words)}
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, world.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warm_cosine(step, world.steps, WARMUP)
+    )
     losses = []
     for tokens_BT, targets_BT in batches(world, ids, Dice(f"lessons/{seed}")):
         loss = model(input_ids=tokens_BT, labels=targets_BT, use_cache=False).loss
@@ -110,9 +89,3 @@ def encode(lesson: Lesson, ids: dict[str, int]) -> tuple[list[int], list[int]]:
     prompt, answer = ([ids[word] for word in part.split()] for part in lesson)
     tokens = [*prompt, *answer, ids[EOS]]
     return tokens, [IGNORED] * len(prompt) + tokens[len(prompt) :]
-
-
-def _rate(step: int, steps: int) -> float:
-    if step < WARMUP:
-        return (step + 1) / WARMUP
-    return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))

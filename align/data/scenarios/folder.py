@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from align.data import word_models
 from align.data.scenarios import SCENARIOS
 from align.data.scenarios.world import Dice, World
 from rollouts.errors import UserError, nearest
@@ -78,7 +79,8 @@ def digest(name: str, seed: int = 0, data: Path | None = None) -> str:
     content = json.dumps(
         [dict(world.files), dict(world.texts), lessons, world.template, world.steps]
     )
-    code = (Path(__file__).parent / "base.py").read_bytes()
+    files = (Path(__file__).parent / "base.py", Path(word_models.__file__))
+    code = b"".join(file.read_bytes() for file in files)
     return hashlib.sha256(content.encode() + code).hexdigest()
 
 

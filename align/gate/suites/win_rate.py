@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING
 
 from align.errors import StoreError
 from align.store.durable import write_atomic
-from rollouts.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup, SnapshotId
+from rewards.base import Sample, shown_completion
+from rollouts.types import (
+    Completion,
+    Episode,
+    Message,
+    Prompt,
+    RolloutGroup,
+    Score,
+    ScoredGroup,
+    SnapshotId,
+)
 
 if TYPE_CHECKING:
     from rewards.rubric import Rubric
@@ -64,12 +74,33 @@ class Duel:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RivalAnswer:
+    """The comparator's answer to a prompt, with the turns of its episode where it acted."""
+
+    text: str
+    messages: tuple[Message, ...] = ()
+
+    def is_same(self, answer: Completion) -> bool:
+        """Tell if an answer says the same, after the same turns."""
+        messages = () if answer.episode is None else answer.episode.messages
+        return (self.text, self.messages) == (answer.text, messages)
+
+    def in_place_of(self, answer: Completion) -> Completion:
+        """Return the rival as a completion. Metrics read texts and messages, not tokens."""
+        episode = None
+        if self.messages:
+            turns = sum(message["role"] == "assistant" for message in self.messages)
+            episode = Episode(observed=(), messages=self.messages, turns=turns)
+        return replace(answer, text=self.text, token_ids=(), logprobs_T=(), episode=episode)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
     """Two answers to one prompt."""
 
     prompt: Prompt
     answer: Completion
-    rival: str | None
+    rival: RivalAnswer | None
     """The comparator's; None where it has none."""
     group: RolloutGroup
     """Group that the answer is from."""
@@ -77,7 +108,9 @@ class Pair:
     @property
     def is_question(self) -> bool:
         """Both are there, and not the same."""
-        return self.answer.finish_reason != "failed" and self.rival not in (None, self.answer.text)
+        if self.rival is None or self.answer.finish_reason == "failed":
+            return False
+        return not self.rival.is_same(self.answer)
 
     @property
     def unasked(self) -> Score:
@@ -89,40 +122,52 @@ class Pair:
 
     def straight(self, pairwise: bool) -> RolloutGroup:
         """Show the answer alone, or with the rival as its reference."""
-        return self._shown(self.answer, self.rival if pairwise else None)
+        return self._shown(self.answer, self._rival if pairwise else None)
 
     def swapped(self, pairwise: bool) -> RolloutGroup:
-        """Show the rival alone, or with the answer as its reference. Metrics read texts, not tokens."""
-        rival = replace(self.answer, text=self.rival or "", token_ids=(), logprobs_T=())
-        return self._shown(rival, self.answer.text if pairwise else None)
+        """Show the rival alone, or with the answer as its reference."""
+        return self._shown(self._rival, self.answer if pairwise else None)
 
-    def _shown(self, answer: Completion, reference: str | None) -> RolloutGroup:
+    @property
+    def _rival(self) -> Completion:
+        assert self.rival is not None, "only questions are shown"
+        return self.rival.in_place_of(self.answer)
+
+    def _shown(self, answer: Completion, reference: Completion | None) -> RolloutGroup:
         columns = dict(self.prompt.columns)
         if reference is not None:
-            columns[REFERENCE] = reference
+            acted = reference.episode is not None
+            other = Sample(prompt=self.prompt, completion=reference)
+            columns[REFERENCE] = shown_completion(other) if acted else reference.text
         prompt = replace(self.prompt, columns=columns)
         return replace(self.group, prompt=prompt, completions_G=(answer,))
 
 
 def save_answers(path: Path, groups: Sequence[RolloutGroup]) -> None:
-    """Keep the first answer to every prompt, as text: one JSON line each, null for a failed one."""
+    """Keep the first answer to every prompt as a JSON line: its text, or null, and its turns."""
     lines = []
     for group in groups:
         answer = group.completions_G[0]
         text = None if answer.finish_reason == "failed" else answer.text
-        lines.append(json.dumps({"item": group.prompt.id, "answer": text}) + "\n")
+        acted = {} if answer.episode is None else {"messages": answer.episode.messages}
+        lines.append(json.dumps({"item": group.prompt.id, "answer": text, **acted}) + "\n")
     write_atomic(path, "".join(lines).encode())
 
 
-def load_answers(path: Path) -> dict[str, str | None]:
-    """Read answers by item.
+def load_answers(path: Path) -> dict[str, RivalAnswer | None]:
+    """Read answers by item; None for one that failed.
 
     Raises:
         StoreError: the file is missing or damaged.
     """
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return {row["item"]: row["answer"] for row in rows}
+        return {
+            row["item"]: None
+            if row["answer"] is None
+            else RivalAnswer(text=row["answer"], messages=tuple(row.get("messages", ())))
+            for row in rows
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"the comparator's answers cannot be read: {error!r}",

@@ -16,6 +16,7 @@ from align.learner.folder.folder import (
     names_in,
     weight_files,
 )
+from align.store.snapshots.contained import home_of, refuse_foreign
 from rollouts.errors import UserError
 
 SHOWN = 3
@@ -55,28 +56,18 @@ def is_model_folder(folder: ModelFolder) -> None:
 
 
 def is_its_own(folder: ModelFolder) -> None:
-    """Refuse links to files outside the folder; a hub cache may link to its own blobs."""
-    home = folder.path.resolve()
-    # A hub cache has .../models--ORG--NAME/snapshots/COMMIT, and blobs beside snapshots.
-    in_cache = home.parent.name == "snapshots" and home.parents[1].name.startswith("models--")
-    cache = home.parents[1] if in_cache else home
+    """Refuse special files and links to files outside the folder; a hub cache may link to its own blobs."""
+    home = home_of(folder.path)
     for file in sorted(folder.path.iterdir()):
-        if not file.is_symlink():
-            continue
         target = Path(os.path.realpath(file))  # This returns even for a link to itself.
-        if not target.exists():
+        if file.is_symlink() and not target.exists():
             raise _refused(
                 file,
                 "the file that the link points to does not exist",
                 "download the model again, or remove the link",
             )
-        if not target.is_relative_to(cache):
-            raise _refused(
-                file,
-                "the link points to a file outside the model folder",
-                "replace the link by the file itself",
-                cause="a file elsewhere may change unnoticed",
-            )
+        if file.is_symlink() or not file.is_dir():
+            refuse_foreign(file, target.stat(), target, home)
 
 
 def weights_are_whole(folder: ModelFolder) -> None:

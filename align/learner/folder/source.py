@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from shutil import copyfile
 
 from align.config.policy import PolicyConfig
 from align.errors import StoreError
@@ -25,6 +24,7 @@ from align.learner.folder.folder import (
 )
 from align.learner.model.mapping import stored_form
 from align.store.durable import digest_of
+from align.store.snapshots.contained import copy_contained
 from align.store.snapshots.manifest import HELD_OUT, Manifest, Provenance
 from align.store.snapshots.snapshots import Snapshot, SnapshotStore
 
@@ -61,7 +61,7 @@ def take_base(
             model.save_pretrained(folder)
         for file in files:
             if not (extra and (file.suffix == ".safetensors" or file.name in READ[:1])):
-                copyfile(file, folder / file.name)
+                copy_contained(file, folder / file.name)
 
     origin = Provenance(
         kind="model",

@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import copyfile, rmtree
+from shutil import rmtree
 
 import yaml
 
@@ -29,6 +29,7 @@ from align.report.export.card import (
 from align.settings import stated
 from align.store.durable import sync
 from align.store.ledger.ledger import RoundRecord
+from align.store.snapshots.contained import copy_contained
 from align.store.snapshots.snapshots import Snapshot, SnapshotStore
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
@@ -175,7 +176,7 @@ def _write_copy(snapshot: Snapshot, base: str, staged: Path) -> None:
     """Copy the snapshot's files; an adapter names its base as the campaign does."""
     for entry in snapshot.manifest.files:
         (staged / entry.path).parent.mkdir(parents=True, exist_ok=True)
-        copyfile(snapshot.path / entry.path, staged / entry.path)
+        copy_contained(snapshot.path / entry.path, staged / entry.path)
     if snapshot.kind == "adapter":
         path = staged / ADAPTER_CONFIG
         config = json.loads(path.read_text()) | {ADAPTER_BASE: base}
@@ -195,7 +196,7 @@ def _write_merged(adapter: Snapshot, base: Snapshot, staged: Path, *, trusted: b
     if has_index(adapter.path):
         (staged / FOLDER).mkdir()
         for file in (adapter.path / FOLDER).iterdir():
-            copyfile(file, staged / FOLDER / file.name)
+            copy_contained(file, staged / FOLDER / file.name)
 
 
 def licence_of(model: Path) -> str:

@@ -109,8 +109,8 @@ class Change:
     """A setting that two rounds have different; None where one has no such setting."""
 
     key: str
-    one: Any
-    other: Any
+    first: Any
+    second: Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,18 +118,18 @@ class ScoreChange:
     """Means of two candidates on one suite."""
 
     suite: str
-    one: float | None
-    other: float | None
+    first: float | None
+    second: float | None
     difference: float | None
-    """``other`` minus ``one``."""
+    """``second`` minus ``first``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundDiff:
     """Differences of two rounds in their settings and their scores."""
 
-    one: str
-    other: str
+    first: str
+    second: str
     config: tuple[Change, ...]
     scores: tuple[ScoreChange, ...]
 
@@ -240,18 +240,18 @@ def diff(evidence: Evidence, first: str, second: str) -> RoundDiff:
         for suite in dict.fromkeys(suite for _, suite in means)
     }
     return RoundDiff(
-        one=first,
-        other=second,
+        first=first,
+        second=second,
         config=tuple(
-            Change(key=key, one=settings[0].get(key), other=settings[1].get(key))
+            Change(key=key, first=settings[0].get(key), second=settings[1].get(key))
             for key in keys
             if key != "name" and settings[0].get(key) != settings[1].get(key)
         ),
         scores=tuple(
             ScoreChange(
                 suite=suite,
-                one=before,
-                other=after,
+                first=before,
+                second=after,
                 difference=None if before is None or after is None else after - before,
             )
             for suite, (before, after) in scores.items()

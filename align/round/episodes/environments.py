@@ -6,13 +6,18 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from align.config.campaign import CampaignConfig, RoundConfig
-from align.config.episodes.rules import ENVIRONMENT_REWARD
+from align.gate.suites.kinds.acting import check_rewards, placed_rewards
 from rewards.environments.by_round import PromptEnvironments
 from rewards.environments.cluster.planned import open_planned
-from rewards.environments.describe import check_rewarded, check_rows, describe_environments
+from rewards.environments.describe import (
+    check_rewarded,
+    check_rows,
+    check_turns,
+    describe_environments,
+)
 from rewards.environments.environments import WorkerEnvironments
 from rewards.trial.first_call import ANSWER
-from rollouts.episodes.ticket import check_episodes
+from rollouts.episodes.ticket import check_episodes, encoded
 from rollouts.errors import RunError, UserError
 from rollouts.prompts import PromptEncoder
 from rollouts.types import Episode, Prompt
@@ -32,17 +37,54 @@ def check_environments(
     """
     if not acts(spec):
         return
-    plan = spec.environments_plan(f"rounds.{index_of(config, spec)}")
+    index = index_of(config, spec)
+    plan = spec.environments_plan(f"rounds.{index}")
     described = describe_environments(plan)
-    if {reward.name for reward in spec.rewards} == {ENVIRONMENT_REWARD}:
-        check_rewarded(plan, described, turns=False)
+    check_turns(plan, described, spec.episode.turns)
+    gold = {f"rounds.{index}.gold.{i}": reward for i, reward in enumerate(spec.gold)}
+    check_rewards(described, placed_rewards(spec, index))
+    check_rewards(described, gold)
     if spec.turn_rewards:
-        check_rewarded(plan, described, turns=True)
+        check_rewarded(described, plan.place("turn_rewards"), turns=True)
     check_rows(plan, described, prompts)
     first = {plan.name_for(prompt): prompt for prompt in reversed(prompts)}
     environments = encoder.acting_in(open_planned(plan, spec.episode.rules()))
     assert environments is not None, "an encoder adds to them"
     check_episodes(environments, list(first.values()), encoder, plan.where)
+
+
+def cramped_lines(
+    config: CampaignConfig,
+    spec: RoundConfig,
+    prompts: Sequence[Prompt],
+    encoder: PromptEncoder,
+    context: int,
+) -> Iterator[str]:
+    """Yield a line on prompts of a round that acts behind which two whole turns have no room.
+
+    Args:
+        encoder: of prompts as the round reads them, documents included.
+        context: tokens that the engines read.
+    """
+    environments = encoder.acting_in(open_environments(config, {spec.name}, context))
+    if environments is None:
+        return
+    turn, most = spec.sampling.max_tokens, spec.episode.tokens or context
+    rooms = [
+        min(most, context - len(encoded(prompt, encoder, environments)))
+        for prompt in prompts
+        if (rules := environments.rules(prompt)) is not None
+        and rules.turns > 1
+        and environments.schemas(prompt)
+    ]
+    cramped = [room for room in rooms if room <= 2 * turn]
+    if cramped:
+        yield (
+            f"{len(cramped)} of {len(prompts)} prompts have no room behind them for two turns of "
+            f"{turn} tokens, {min(cramped)} at the least: after a first turn of that length what a tool "
+            "answers is never read; lower sampling.max_tokens or policy.retrieval.top_k, or raise "
+            "rollouts.max_model_len or episode.tokens"
+        )
 
 
 def index_of(config: CampaignConfig, spec: RoundConfig) -> int:

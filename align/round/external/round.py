@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from shutil import copyfile, rmtree
+from shutil import rmtree
 
 from align.algorithms.external import PYTHON, External
 from align.learner.folder.folder import ADAPTER_BASE
@@ -20,6 +20,7 @@ from align.round.round import commit, judge, prove
 from align.round.session import Session
 from align.round.times.clock import phase
 from align.store.run_folder import RunFolder
+from align.store.snapshots.contained import copy_contained
 from rollouts.types import Prompt, SnapshotId
 
 
@@ -81,7 +82,7 @@ def publish(plan: RoundPlan, session: Session, output: Path) -> SnapshotId:
 
     def write(folder: Path) -> None:
         for file in files:
-            copyfile(file, folder / file.name)
+            copy_contained(file, folder / file.name)
         if policy.snapshot_kind == "adapter":  # Its config holds the base's path on this machine.
             config = folder / ADAPTER_FILES[0]
             content = json.loads(config.read_text("utf-8")) | {ADAPTER_BASE: None}

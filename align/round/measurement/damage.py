@@ -60,7 +60,9 @@ class Damaged:
     fault: str
     """The end of a sentence about the file, such as ``is missing``."""
     suite: Suite | None
-    """The suite to measure again; None if the campaign no longer has it."""
+    """The suite to measure again; None if the campaign no longer has it, or the snapshot is collected."""
+    collected: bool = False
+    """True if the snapshot's weights were collected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,10 +90,14 @@ class Survey:
         for entry in self.damaged:
             does = "it is measured again"
             if entry.suite is None:
+                why = (
+                    "its snapshot's weights were collected"
+                    if entry.collected
+                    else f"this run has no suite {entry.record.suite!r} that is still the same"
+                )
                 does = (
-                    f"this run has no suite {entry.record.suite!r} that is still the same, so it is not "
-                    "measured again: restore it from a backup; until then verdicts that rest on it stand, "
-                    "and cannot be recomputed"
+                    f"{why}, so it is not measured again: restore it from a backup; until then verdicts "
+                    "that rest on it stand, and cannot be recomputed"
                 )
             yield f"{entry.record.path} {entry.fault}; {does}"
         for path, fault in self.others.items():
@@ -110,7 +116,8 @@ def survey(evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId],
     hashes = evidence.files.hashes()
     faults: dict[str, str] = {}
     paths = evidence.store.paths
-    accepted = evidence.accepted("policy").values()
+    collected = evidence.ledger.collected()
+    accepted = set(evidence.accepted("policy").values()) - collected
     kinds = (paths.replay, paths.replay_examples, paths.prompt_history)
     files = [path_of(s) for s in accepted for path_of in kinds]
     needed = set(map(paths.relative, files))
@@ -128,7 +135,13 @@ def survey(evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId],
     records = [record for record in evidence.ledger.evaluations() if record.path in faults]
     known = _suites_by_hash(evidence, inputs, folder_of) if records else {}
     damaged = tuple(
-        Damaged(record=r, fault=faults[r.path], suite=known.get(r.suite_hash)) for r in records
+        Damaged(
+            record=r,
+            fault=faults[r.path],
+            suite=None if r.snapshot in collected else known.get(r.suite_hash),
+            collected=r.snapshot in collected,
+        )
+        for r in records
     )
     measured = {record.path for record in records}
     others = {path: fault for path, fault in faults.items() if path not in measured}

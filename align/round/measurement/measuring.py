@@ -287,7 +287,10 @@ def _measure_accepted(
     suites_for: Callable[[SnapshotId], Sequence[Suite]],
     items: Mapping[str, int] | None = None,
 ) -> None:
+    collected = session.ledger.collected()
     for name, snapshot in {"base": session.base, **session.evidence.accepted("policy")}.items():
+        if snapshot in collected:
+            continue
         missing = session.evidence.missing(snapshot, suites_for(snapshot), items)
         if not missing:
             continue

@@ -63,7 +63,7 @@ def merged(plan: RoundPlan, session: Session, make: Make, attempt: Judge) -> Rou
     runs: list[Made] = []
     for run in runs_of(plan, config.num_runs):
         if run.origin is not None:
-            note(f"{plan.spec.name}: {run.origin.told}")
+            note(f"{plan.spec.name}: {run.origin.description}")
         runs.append(make(run))
     merge = fitted(replace(merge, runs=tuple(run.snapshot for run in runs)), plan, session)
     objections = tuple(objection for run in runs for objection in run.objections)
@@ -102,7 +102,7 @@ def runs_of(plan: RoundPlan, count: int) -> Iterator[RoundPlan]:
             seed=seed,
             weight_seed=plan.seed,
             mixture=plan.mixture.reseeded(seed),
-            origin=ExtraRun(of=plan.parent, told=f"run {number} of {count}", number=number),
+            origin=ExtraRun(of=plan.parent, description=f"run {number} of {count}", number=number),
         )
 
 
@@ -169,7 +169,7 @@ def point_of(plan: RoundPlan, merge: Merge) -> RoundPlan:
         origin=MergeOrigin(
             of=merge.runs[0],
             share=merge.share,
-            told=description_of(merge),
+            description=description_of(merge),
             merger=merge.config.name,
             anchor=merge.anchor,
             runs=merge.runs,
@@ -203,7 +203,7 @@ def step_of(outcomes: Sequence[RoundOutcome], seconds: float) -> RepairStep:
     whole = gain(first.verdict)
     return RepairStep(
         rung="merge",
-        told=last.merge.told,
+        description=last.merge.description,
         candidate=last.candidate,
         look=last.look,
         outcome=last.verdict.outcome,

@@ -14,6 +14,7 @@ from align.data.retrieval.index import ChangeCounts, DocumentIndex
 from align.data.retrieval.record import record_of
 from align.data.retrieval.tool import SearchingEncoder
 from align.gate.summary import counted
+from align.round.episodes.environments import acts, cramped_lines
 from align.round.inputs import Inputs
 from rollouts.types import SnapshotId
 
@@ -75,10 +76,12 @@ def index_lines(plan: RoundPlan, session: Session) -> Iterator[str]:
         yield f"{name}: {record.sentence}"
         for line in _reading_lines(name, plan.documents, session.inputs):
             yield f"{name}: {line}"
+        for line in _cramped_lines(plan.spec, plan.documents, session.config, session.inputs):
+            yield f"{name}: {line}"
 
 
 def planned_lines(config: CampaignConfig, inputs: Inputs) -> Iterator[str]:
-    """Yield the index that each round leaves if the gate accepts all rounds, for a store not yet begun."""
+    """Yield the index that each round leaves if the gate accepts all rounds, and prompts without room."""
     index = DocumentIndex(settings=config.policy.retrieval or RetrievalConfig())
     for spec in config.rounds:
         if (change := inputs.index_changes.get(spec.name)) is not None:
@@ -88,6 +91,17 @@ def planned_lines(config: CampaignConfig, inputs: Inputs) -> Iterator[str]:
         if index.documents and spec.algorithm.trains_policy:
             for line in _reading_lines(spec.name, index, inputs):
                 yield f"round {spec.name}: {line}"
+        for line in _cramped_lines(spec, index if index.documents else None, config, inputs):
+            yield f"round {spec.name}: {line}"
+
+
+def _cramped_lines(
+    spec: RoundConfig, index: DocumentIndex | None, config: CampaignConfig, inputs: Inputs
+) -> Iterator[str]:
+    """Yield a line on prompts of a round that acts, behind which an episode has no room."""
+    if acts(spec):
+        prompts = inputs.prompts.get(spec.name, ())
+        yield from cramped_lines(config, spec, prompts, inputs.encoder_with(index), inputs.context)
 
 
 def _reading_lines(name: str, index: DocumentIndex | None, inputs: Inputs) -> Iterator[str]:

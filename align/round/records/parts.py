@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def parts_of(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> tuple[PartScores, ...]:
-    """Measure the parts of a change of both; nothing for a round that changed one of them alone.
+    """Measure the parts of a change of both; nothing for a candidate that changed one of them alone.
+
+    The candidate is the one that the verdict is about: a repair where one was taken.
 
     Suites of which the parent or the candidate was not measured on every item are left out.
     """
@@ -32,6 +34,8 @@ def parts_of(plan: RoundPlan, session: Session, outcome: RoundOutcome) -> tuple[
     if change is None or not change.touched:
         return ()
     candidate = outcome.candidate
+    if any(s.rung == "index" and s.candidate == candidate for s in outcome.repairs):
+        return ()  # Its weights are the parent's.
     measured = {
         suite.name: (suite, whole)
         for suite in session.suites()

@@ -64,7 +64,7 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
         ),
         scorer=Scorer(new=None, past={}),
         origin=Origin(
-            rung="distil", of=failed.candidate, told=f"distillation, {chosen.steps} steps"
+            rung="distil", of=failed.candidate, description=f"distillation, {chosen.steps} steps"
         ),
     )
 

@@ -22,6 +22,8 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
         plan,
         spec=plan.spec.model_copy(update={"steps": 0}),
         origin=Origin(
-            rung="index", of=failed.candidate, told="the index alone, on the parent's weights"
+            rung="index",
+            of=failed.candidate,
+            description="the index alone, on the parent's weights",
         ),
     )

@@ -76,6 +76,6 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
             rung="interpolate",
             of=failed.candidate,
             share=share,
-            told=f"interpolation at {share:g}",
+            description=f"interpolation at {share:g}",
         ),
     )

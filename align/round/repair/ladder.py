@@ -61,7 +61,7 @@ def repair(
         return failed
     first = RepairStep(
         rung="round",
-        told="the round itself" + (f", {failed.merge.told}" if failed.merge else ""),
+        description="the round itself" + (f", {failed.merge.description}" if failed.merge else ""),
         candidate=failed.candidate,
         look=failed.look,
         outcome=failed.verdict.outcome,

@@ -30,7 +30,7 @@ def next_plan(plan: RoundPlan, failed: RoundOutcome, tried: Sequence[Tried]) -> 
         plan,
         spec=spec,
         mixture=replace(plan.mixture, replay=spec.replay),
-        origin=Origin(rung="rerun", of=failed.candidate, told=words),
+        origin=Origin(rung="rerun", of=failed.candidate, description=words),
     )
 
 

@@ -46,7 +46,7 @@ class Tried:
         little = verdict.accepted and not self.gained
         return RepairStep(
             rung=self.origin.rung,
-            told=self.origin.told,
+            description=self.origin.description,
             candidate=self.outcome.candidate,
             look=self.outcome.look,
             outcome="too_little_kept" if little else verdict.outcome,

@@ -22,6 +22,7 @@ from time import monotonic, sleep, time_ns
 
 from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.rows import USER, StreamForm, form_of
+from align.store.database.private import close_to_others, make_private
 from align.store.durable import write_atomic
 from align.store.paths import InboxPaths
 from rollouts.errors import RunError, UserError
@@ -146,6 +147,9 @@ def waiting_files(folder: Path) -> list[Path]:
 def make_drop(folder: Path, forms: Mapping[str, StreamForm]) -> Path:
     """Make the drop folder with a subfolder for every stream."""
     drop = InboxPaths(folder).drop
+    make_private(folder.parent)
+    make_private(folder)
+    close_to_others(folder)
     for stream in forms:
         (drop / stream).mkdir(parents=True, exist_ok=True)
     return drop
@@ -155,7 +159,7 @@ def make_drop(folder: Path, forms: Mapping[str, StreamForm]) -> Path:
 def alone(folder: Path, *, wait_s: float = 0.0) -> Iterator[bool]:
     """Wait until no other process sweeps, and yield False if one still does; the lock goes with its
     process."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     deadline = monotonic() + wait_s
     with InboxPaths(folder).lock.open("w") as lock:
         while not (locked := _locked(lock.fileno())) and monotonic() < deadline:
@@ -187,7 +191,7 @@ def _complete(drop: Path) -> list[tuple[Path, Stamp]]:
 def _stamp(file: Path) -> Stamp | None:
     """Return what changes with a file; None where there is no plain one."""
     try:
-        status = file.stat()
+        status = file.lstat()  # A link would bring in what its maker may not read.
     except OSError:
         return None
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
@@ -202,6 +206,7 @@ def _put_away(folder: Path, file: Path, intake: Intake) -> None:
     write_atomic(target / f"{name}.report.json", report.encode())
     try:
         os.replace(file, target / name)
+        close_to_others(target / name)
     except FileNotFoundError:  # Somebody took it back; its rows are in.
         return
 

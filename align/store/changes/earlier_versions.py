@@ -84,15 +84,27 @@ def as_then(content: Mapping[str, Any]) -> dict[str, Any]:
         {
             "retention": [],
             "merge": None,
-            **spec,
+            **_renamed(spec),
             "replay": {**UNSET_REPLAY, **(spec.get("replay") or {})},
             "repair": {"index": False, **(spec.get("repair") or {})},
         }
         for spec in content.get("rounds", ())
     ]
     content = {**content, "rounds": rounds}
+    if "defaults" in content:
+        content["defaults"] = _renamed(content["defaults"])
     policy = content.get("policy") or {}
     if not policy.get("lora"):
         return content
     lora = {"serve": ADAPTER_BEFORE_AUTO, **policy["lora"]}
     return {**content, "policy": {**policy, "lora": lora}}
+
+
+def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a round's settings with today's names: ``std`` of an algorithm became ``scale``."""
+    algorithm = settings.get("algorithm")
+    if not isinstance(algorithm, Mapping) or "std" not in algorithm:
+        return dict(settings)
+    rest = {key: value for key, value in algorithm.items() if key != "std"}
+    scale = "group" if algorithm["std"] else "none"
+    return {**settings, "algorithm": {"scale": scale, **rest}}

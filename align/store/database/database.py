@@ -24,6 +24,7 @@ from align.config.store import cut_path
 from align.errors import RunError, StoreError, UserError
 from align.store.database import connections, postgres
 from align.store.database.postgres import is_postgres
+from align.store.database.private import close_to_others, make_private
 from align.store.ledger.tables.core import SCHEMA_VERSION, metadata, store_schema
 
 BUSY_TIMEOUT_S = 30.0
@@ -72,13 +73,17 @@ class Database:
             raise UserError(what, where=self.where, remedy="name a file")
         folder = Path(str(file)).parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
         except OSError as error:
             raise StoreError(
                 f"the store's folder cannot be made ({error})",
                 where=str(folder),
                 remedy="set store to a folder that can be written",
             ) from error
+        # SQLite gives its log and its index the rights of the database.
+        for path in (Path(f"{file}-wal"), Path(f"{file}-shm")):
+            close_to_others(path)
+        close_to_others(Path(str(file)), create=True)
         event.listen(self.engine, "connect", _configure)
         connections.fold_writes(self.engine)
         connections.follow_file(self.engine, str(file))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,8 +31,19 @@ from align.errors import StaleAttempt
 from align.store.changes.compare import CampaignComparison
 from align.store.database.database import Database
 from align.store.ledger.campaign_row import INTERRUPTED, Read, compared, open_campaign_row
+from align.store.ledger.collected import (
+    CollectionLog,
+    note_collected,
+    note_returned,
+)
 from align.store.ledger.leases import EXPIRY_S, Claimant, Lease, leased
-from align.store.ledger.records import AliasMove, EvaluationRecord, RoundRecord, RoundState
+from align.store.ledger.records import (
+    AliasMove,
+    EvaluationRecord,
+    RoundRecord,
+    RoundState,
+    SnapshotRecord,
+)
 from align.store.ledger.reservations import consume
 from align.store.ledger.tables.core import alias_moves, evaluations, rounds, snapshots
 from align.store.ledger.tables.logs import due_skips, round_drops, stored_files
@@ -276,6 +287,7 @@ class Ledger:
         provenance = snapshot.manifest.provenance
         with self._database.write() as connection:
             if connection.scalar(select(snapshots.c.id).where(snapshots.c.id == snapshot.id)):
+                note_returned(connection, snapshot.id, self._now())
                 return
             connection.execute(
                 insert(snapshots).values(
@@ -288,6 +300,27 @@ class Ledger:
                     recorded=self._now(),
                 )
             )
+
+    def snapshots(self) -> list[SnapshotRecord]:
+        """List every snapshot on record, oldest first."""
+        columns = [snapshots.c[field] for field in SnapshotRecord.__dataclass_fields__]
+        with self._database.read() as connection:
+            rows = connection.execute(select(*columns).order_by(snapshots.c.recorded))
+            return [SnapshotRecord(**row._mapping) for row in rows]
+
+    @property
+    def collections(self) -> CollectionLog:
+        """Record of the snapshots whose files were removed on purpose."""
+        return CollectionLog(self._database)
+
+    def collected(self) -> frozenset[SnapshotId]:
+        """Return the snapshots whose files were removed on purpose."""
+        return self.collections.ids()
+
+    def collect(self, removed: Iterable[tuple[SnapshotId, int, str]]) -> None:
+        """Record that snapshots will be removed, each with its bytes and the reason."""
+        with self._database.write() as connection:
+            note_collected(connection, removed, self._now())
 
     def record_evaluation(
         self, snapshot: SnapshotId, suite: str, suite_hash: str, path: str, n: int, mean: float

@@ -66,12 +66,15 @@ def move_production(ledger: Ledger, to: str, *, back: bool, reason: str) -> Roun
 
     Raises:
         UserError: no such snapshot, it is production already, or it lies the other way.
+        SnapshotError: its files were collected.
         StoreError: the campaign is running.
     """
     if not reason.strip():
         raise UserError("a move of production needs a reason", where="--reason")
     with ledger.lease("keel rollback" if back else "keel promote"):
         target, production = accepted_named(ledger, to), ledger.alias("production")
+        if (gone := ledger.collections.find(target.candidate or "")) is not None:
+            raise gone.error()
         accepted = [r for r in ledger.attempts() if r.state == "accepted"]
         if target.candidate == production:
             raise UserError(f"production is the snapshot of round {target.name!r} already")

@@ -69,3 +69,17 @@ class EvaluationRecord:
     recorded: str
     sha256: str | None = None
     """Hash of the file on record; None in stores older than the record."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnapshotRecord:
+    """Snapshot that was published, whether its files are still there or not."""
+
+    id: SnapshotId
+    kind: str
+    parent: SnapshotId | None
+    round: str | None
+    """Name of the round that made it; None for the base."""
+    bytes: int
+    recorded: str
+    """Time of the record, ISO 8601, UTC."""

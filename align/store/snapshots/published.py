@@ -7,6 +7,7 @@ however many arrived. Its hash is the snapshot's id, and it holds the hash of ev
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from align.errors import SnapshotError
@@ -65,13 +66,51 @@ def manifest_of(remote: Remote, snapshot_id: SnapshotId) -> Manifest:
     return _read(remote, snapshot_id)[1]
 
 
-def clear(remote: Remote) -> int:
-    """Remove what publications that were cut short left; returns of how many. Hold the claim first."""
+def clear(remote: Remote, collected: Collection[SnapshotId] = ()) -> int:
+    """Remove what publications that were cut short left, and collected snapshots that are still there;
+    returns of how many. Hold the claim first."""
     files = list(remote.versions(FOLDER))
     present = {path.split("/")[1] for path in files}
     complete = {path.split("/")[1] for path in files if path.split("/")[2:] == [MANIFEST]}
-    remote.remove([path for path in files if path.split("/")[1] not in complete])
-    return len(present - complete)
+    stale = present - (complete - set(collected))
+    remote.remove(_manifests_first(path for path in files if path.split("/")[1] in stale))
+    return len(stale)
+
+
+def withdraw(remote: Remote, snapshots: Collection[SnapshotId]) -> None:
+    """Remove snapshots: their manifests first, without which they are none."""
+    listed = [path for snapshot in snapshots for path in remote.versions(f"{FOLDER}/{snapshot}")]
+    remote.remove(_manifests_first(listed))
+
+
+def sizes(remote: Remote) -> dict[SnapshotId, int]:
+    """Return the bytes of every complete or incomplete snapshot there."""
+    totals: dict[SnapshotId, int] = {}
+    for path, version in remote.versions(FOLDER).items():
+        snapshot = path.split("/")[1]
+        totals[snapshot] = totals.get(snapshot, 0) + int(version.rpartition("/")[2])
+    return totals
+
+
+def faults(remote: Remote, snapshot_id: SnapshotId) -> Iterator[str]:
+    """Yield a sentence about every file of a remote snapshot that is missing or not what was sent."""
+    try:
+        manifest = manifest_of(remote, snapshot_id)
+    except SnapshotError as error:
+        yield f"{error.where}: {error.what}"
+        return
+    for entry in manifest.files:
+        path = f"{FOLDER}/{snapshot_id}/{entry.path}"
+        try:
+            wrong = entry.differs(*remote.digest(path))
+        except FileNotFoundError:
+            wrong = "is missing"
+        if wrong:
+            yield f"{remote.place(path)} {wrong}"
+
+
+def _manifests_first(paths: Iterable[str]) -> list[str]:
+    return sorted(paths, key=lambda path: (not path.endswith(f"/{MANIFEST}"), path))
 
 
 def _read(remote: Remote, snapshot_id: SnapshotId) -> tuple[bytes, Manifest]:

@@ -6,6 +6,7 @@ files of a model can where a campaign asks for them, and are verified like every
 Which snapshot is production is the ledger's business.
 
     store/staging/<uuid>/     being written; never loadable, removed by `clean` once its writer is gone
+    store/packed/<id>/        the same snapshot in little room; `open` makes it a whole one again
     store/snapshots/<id>/     read-only: manifest.json and the files it lists, nothing else
 
 The manifest carries no time and no absolute path: the same content and provenance give the same id
@@ -21,13 +22,16 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from align.errors import SnapshotError
 from align.store.durable import digest_of, sync
+from align.store.ledger.collected import Collected, CollectionLog
 from align.store.paths import StorePaths
 from align.store.remote import Remote
 from align.store.snapshots.manifest import (
@@ -38,8 +42,9 @@ from align.store.snapshots.manifest import (
     SnapshotKind,
     refuse_leaks,
 )
-from align.store.snapshots.published import clear, fetch, manifest_of, send
-from align.store.snapshots.staging import clear_abandoned, staged
+from align.store.snapshots.packed import WHOLE_EVERY, Delta, pack, unpack
+from align.store.snapshots.published import clear, faults, fetch, manifest_of, send, sizes, withdraw
+from align.store.snapshots.staging import abandoned, clear_abandoned, staged
 from rollouts.types import SnapshotId
 
 __all__ = ["FileEntry", "Manifest", "Provenance", "Snapshot", "SnapshotKind", "SnapshotStore"]
@@ -48,6 +53,8 @@ CODE = ".py"
 SUFFIXES = frozenset({".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".model"})
 """Weights, configs, documents, vocabularies, chat templates, sentencepiece. None of them can run code."""
 
+ID = re.compile(r"[0-9a-f]{64}")
+"""Form of a snapshot's id."""
 Stamp = tuple[tuple[str, int, int, int], ...]
 """Path, size, mtime in ns and inode of every file: changes whenever an ordinary write does."""
 
@@ -68,12 +75,18 @@ class SnapshotStore:
 
     Args:
         remote: where they also are, so that other machines find them; None: nowhere.
+        collections: record of the snapshots whose files were removed on purpose; None: none was.
     """
 
-    def __init__(self, root: Path, remote: Remote | None = None) -> None:
-        self._remote = remote
+    def __init__(
+        self,
+        root: Path,
+        remote: Remote | None = None,
+        collections: CollectionLog | None = None,
+    ) -> None:
+        self._remote, self._collections = remote, collections
         paths = StorePaths(root.absolute())
-        self._staging, self._snapshots = paths.staging, paths.snapshots
+        self._staging, self._snapshots, self._packed = paths.staging, paths.snapshots, paths.packed
         self._verified: dict[SnapshotId, tuple[Stamp, Snapshot]] = {}
 
     def publish(
@@ -104,9 +117,13 @@ class SnapshotStore:
         """Open a snapshot, every file verified once per process and again whenever one was touched.
 
         Raises:
-            SnapshotError: missing, or not the bytes the id stands for; ``where`` names the file.
+            SnapshotError: missing, collected, or not the bytes the id stands for; ``where`` names the file.
         """
         folder = self._folder(snapshot_id)
+        if not folder.exists() and (gone := self._collected(snapshot_id)) is not None:
+            raise gone.error()
+        if not folder.exists() and self.is_packed(snapshot_id):
+            self._unpack(snapshot_id)
         if self._remote is not None and not folder.exists():
             with self._staged() as staging:
                 self._install(staging, fetch(self._remote, snapshot_id, staging))
@@ -119,26 +136,172 @@ class SnapshotStore:
         self._verified[snapshot_id] = (stamp, snapshot)
         return snapshot
 
+    def verify(self, snapshot_id: SnapshotId) -> None:
+        """Read a snapshot again, here if it is here and else behind the URL, and compare every byte.
+
+        Raises:
+            SnapshotError: missing, or not the bytes the id stands for.
+        """
+        folder = self._folder(snapshot_id)
+        self._verified.pop(snapshot_id, None)
+        if self.is_packed(snapshot_id):
+            with self._staged() as scratch:
+                _verify(snapshot_id, self._whole(snapshot_id, scratch, again=True))
+            if not folder.exists():
+                return
+        if folder.exists() or self._remote is None:
+            self.open(snapshot_id)
+            return
+        for fault in faults(self._remote, snapshot_id):
+            raise SnapshotError(fault, remedy="restore this file from a backup")
+
     def manifest(self, snapshot_id: SnapshotId) -> Manifest:
-        """Read the manifest of a snapshot, without its files and unverified.
+        """Read the manifest of a snapshot, also of a collected one, without its files and unverified.
 
         Raises:
             SnapshotError: there is none, or it cannot be read.
         """
         path = self._folder(snapshot_id) / MANIFEST
+        if not path.is_file() and self.is_packed(snapshot_id):
+            path = self._packed / snapshot_id / MANIFEST
+        if not path.is_file() and (gone := self._collected(snapshot_id)) is not None:
+            return Manifest.from_bytes(gone.manifest.encode(), where=snapshot_id)
         if not path.is_file() and self._remote is not None:
             return manifest_of(self._remote, snapshot_id)
         _require(path.parent)
         return Manifest.from_bytes(path.read_bytes(), where=str(path))
 
     def clean(self, *, remote: bool = True) -> int:
-        """Remove what crashed publishers left; returns how many folders. Hold the claim first.
+        """Remove what crashed publishers and collectors left; returns how many folders. Hold the claim
+        first.
 
         Args:
             remote: also behind the URL, where a publisher that lives cannot be told from one that does not.
         """
-        count = clear_abandoned(self._staging)
-        return count + (clear(self._remote) if remote and self._remote is not None else 0)
+        stale = clear_abandoned(self._staging)
+        folders = (self._snapshots, self._packed)
+        collected = frozenset() if self._collections is None else self._collections.ids()
+        gone = [id for id in sorted(collected) if any((f / id).is_dir() for f in folders)]
+        for snapshot_id in gone:
+            self._remove_here(snapshot_id)
+        cut_short = clear(self._remote, collected) if remote and self._remote is not None else 0
+        return stale + len(gone) + cut_short
+
+    def staged(self) -> list[Path]:
+        """List the folders of publications that were cut short."""
+        return abandoned(self._staging)
+
+    def sizes(self) -> dict[SnapshotId, int]:
+        """Return the bytes of every snapshot that is here or behind the URL, whoever names it."""
+        totals: dict[SnapshotId, int] = {}
+        for above in (self._snapshots, self._packed):
+            for folder in sorted(above.iterdir()) if above.is_dir() else ():
+                if ID.fullmatch(folder.name):
+                    # A runner may be removing it meanwhile.
+                    with suppress(FileNotFoundError):
+                        size = sum((folder / name).stat().st_size for name in _files(folder))
+                        totals[folder.name] = totals.get(folder.name, 0) + size
+        return ({} if self._remote is None else sizes(self._remote)) | totals
+
+    def is_packed(self, snapshot_id: SnapshotId) -> bool:
+        """Tell if a snapshot is stored as a difference, whether it is whole here too or not."""
+        return (self._packed / snapshot_id / MANIFEST).is_file()
+
+    def reference(self, snapshot_id: SnapshotId) -> SnapshotId | None:
+        """Return the snapshot that a packed one cannot be read without; None if it is not packed."""
+        packed = self.is_packed(snapshot_id)
+        return Delta.read(self._packed / snapshot_id).reference if packed else None
+
+    def pack(self, snapshot_id: SnapshotId) -> bool:
+        """Store a snapshot as its difference from its parent, and remove its whole files; return False if
+        it has no parent of its kind here, or would be the last of too long a chain. Hold the lease first.
+
+        What was packed is unpacked and compared before anything is removed.
+        """
+        folder = self._folder(snapshot_id)
+        if self._remote is not None or not folder.is_dir():
+            return False
+        if not self.is_packed(snapshot_id):
+            snapshot = self.open(snapshot_id)
+            parent = snapshot.manifest.provenance.parent
+            if parent is None or not (self._folder(parent).is_dir() or self.is_packed(parent)):
+                return False
+            depth = 1 + self._depth(parent)
+            if depth >= WHOLE_EVERY or self.manifest(parent).provenance.kind != snapshot.kind:
+                return False
+            with self._staged() as staging:
+                reference = self._whole(parent, staging / "references")
+                packed = staging / "packed"
+                packed.mkdir()
+                pack(snapshot.manifest, folder, reference, parent, depth, packed)
+                again = staging / "again"
+                again.mkdir()
+                unpack(packed, reference, again)
+                _verify(snapshot_id, again)
+                self._packed.mkdir(exist_ok=True)
+                packed.rename(self._packed / snapshot_id)
+                sync(self._packed)
+        self._remove_folder(folder)
+        return True
+
+    def _collected(self, snapshot_id: SnapshotId) -> Collected | None:
+        return None if self._collections is None else self._collections.find(snapshot_id)
+
+    def _depth(self, snapshot_id: SnapshotId) -> int:
+        """Return the number of references that a snapshot is read through."""
+        packed = self.is_packed(snapshot_id)
+        return Delta.read(self._packed / snapshot_id).depth if packed else 0
+
+    def _unpack(self, snapshot_id: SnapshotId) -> None:
+        """Make a packed snapshot a whole one again."""
+        with self._staged() as staging:
+            whole = self._whole(snapshot_id, staging / "references")
+            content = (whole / MANIFEST).read_bytes()
+            manifest = Manifest.from_bytes(content, where=str(whole / MANIFEST))
+            _verify(snapshot_id, whole)
+            self._install(whole, manifest)
+
+    def _whole(self, snapshot_id: SnapshotId, scratch: Path, *, again: bool = False) -> Path:
+        """Return a folder with a snapshot's files; those of packed ones are written below ``scratch``.
+
+        Args:
+            again: unpack it although it is whole here too.
+        """
+        if self._folder(snapshot_id).is_dir() and not again:
+            return self.open(snapshot_id).path
+        packed = self._packed / snapshot_id
+        if not packed.is_dir():
+            _require(self._folder(snapshot_id))
+        reference = self._whole(Delta.read(packed).reference, scratch)
+        target = scratch / snapshot_id
+        target.mkdir(parents=True)
+        unpack(packed, reference, target)
+        if reference.parent == scratch:
+            shutil.rmtree(reference)
+        return target
+
+    def remove(self, snapshots: Collection[SnapshotId]) -> None:
+        """Remove snapshots here and behind the URL; none is ever there in part. Record it first."""
+        for snapshot_id in snapshots:
+            self._remove_here(snapshot_id)
+        if self._remote is not None:
+            withdraw(self._remote, snapshots)
+
+    def _remove_here(self, snapshot_id: SnapshotId) -> None:
+        for folder in (self._folder(snapshot_id), self._packed / snapshot_id):
+            if folder.is_dir():
+                self._remove_folder(folder)
+
+    def _remove_folder(self, folder: Path) -> None:
+        """Take a folder away from its name at once, then remove it."""
+        staging = self._staging / uuid.uuid4().hex
+        self._verified.pop(folder.name, None)
+        self._staging.mkdir(parents=True, exist_ok=True)
+        # A folder that may not be written to cannot be moved.
+        folder.chmod(0o755)
+        folder.rename(staging)
+        sync(folder.parent)
+        _discard(staging)
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:
@@ -183,7 +346,7 @@ class SnapshotStore:
         return snapshot
 
     def _folder(self, snapshot_id: SnapshotId) -> Path:
-        if not re.fullmatch(r"[0-9a-f]{64}", snapshot_id):
+        if not ID.fullmatch(snapshot_id):
             raise SnapshotError(f"{snapshot_id!r} is no snapshot id; ids are 64 hexadecimal digits")
         return self._snapshots / snapshot_id
 
@@ -261,6 +424,13 @@ def _folders(folder: Path) -> Iterator[Path]:
     """Yield all folders below, children before their parents."""
     for parent, names, _ in os.walk(folder, topdown=False):
         yield from (Path(parent, name) for name in names)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder; those of snapshots are read-only."""
+    for inner in _folders(folder):
+        inner.chmod(0o755)
+    shutil.rmtree(folder)
 
 
 def _stamp(folder: Path) -> Stamp:

@@ -43,6 +43,12 @@ def staged(root: Path) -> Iterator[Path]:
             root.rmdir()
 
 
+def abandoned(root: Path) -> list[Path]:
+    """List what writers that are gone left below a root."""
+    entries = sorted(root.iterdir()) if root.is_dir() else []
+    return [entry for entry in entries if entry.suffix != LOCK and not _is_written(entry)]
+
+
 def clear_abandoned(root: Path) -> int:
     """Remove what writers that are gone left below a root; return how many folders."""
     entries = list(root.iterdir()) if root.is_dir() else []
@@ -51,6 +57,23 @@ def clear_abandoned(root: Path) -> int:
     with suppress(OSError):
         root.rmdir()
     return count
+
+
+def _is_written(folder: Path) -> bool:
+    """Tell if a folder's writer lives."""
+    try:
+        descriptor = os.open(folder.with_name(f"{folder.name}{LOCK}"), os.O_WRONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _cleared(folder: Path) -> bool:
@@ -65,6 +88,8 @@ def _cleared(folder: Path) -> bool:
         except OSError:
             pass
         existed = folder.exists()
+        for parent, _, _ in os.walk(folder):
+            os.chmod(parent, 0o755)  # Folders of snapshots are read-only.
         shutil.rmtree(folder, ignore_errors=True)
         folder.unlink(missing_ok=True)  # Earlier versions wrote checkpoints into the root itself.
         lock.unlink(missing_ok=True)

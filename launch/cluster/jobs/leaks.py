@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from launch.cluster.cluster import NOT_SECRET, is_secret
 from rollouts.errors import UserError
+from rollouts.machine.variables import NOT_SECRET, is_secret
 
 LEAST_SECRET = 8
 """Least length of the values that are looked for: shorter ones are found everywhere."""
@@ -43,6 +43,12 @@ def check_no_secrets(command: str, files: Iterable[Path], environ: Mapping[str, 
         _refuse(_named_in(text, secrets), "the job's command")
     for path in files:
         for file in (path,) if path.is_file() else path.rglob("*"):
+            if path.is_dir() and not file.resolve().is_relative_to(path.resolve()):
+                raise UserError(
+                    "the link leads out of the folder that is sent to the cluster",
+                    where=str(file),
+                    remedy="replace it by the file itself, or remove it",
+                )
             if file.is_file():
                 _refuse(_in_file(file, secrets), str(file))
 

@@ -11,6 +11,12 @@ import rewards
 import rollouts
 from rewards.isolation.process import Plan, Worker, WorkerEnded
 from rewards.isolation.sandbox import bwrap, landlock
+from rewards.isolation.sandbox.needed import (
+    declared_files,
+    is_installed,
+    needed_files,
+    package_parts,
+)
 from rewards.isolation.setup import Provider
 from rewards.plugins import plugins
 from rollouts.errors import UserError
@@ -59,23 +65,32 @@ def _found() -> tuple[Provider | None, tuple[str, ...]]:
     return None, tuple(reasons)
 
 
-def visible(reward: str | None, folder: Path) -> tuple[str, ...]:
+def visible(
+    reward: str | None, folder: Path, files: tuple[str, ...] = (), where: str | None = None
+) -> tuple[str, ...]:
     """List what a worker has to read besides Python itself: Keel's rewards, and the code of this one.
 
-    Of ``file.py:name`` the folder of the file is shown, of ``pkg.mod:name`` the outermost package, of an
-    entry point that of its object.
+    Of ``file.py:name`` the file and what it imports are shown, of ``pkg.mod:name`` the files of the
+    outermost package, of an entry point those of its object. Hidden files never are, unless declared.
+
+    Args:
+        files: what the campaign declares beside them.
+        where: place of the reward in the campaign file, for messages.
     """
-    folders = [str(Path(package.__path__[0]).resolve()) for package in (rewards, rollouts)]
+    shown = [str(Path(package.__path__[0]).resolve()) for package in (rewards, rollouts)]
+    shown += declared_files(files, folder, where)
     points = plugins().get(reward or "", ())
     origin = (points[0].value if points else reward or "").rpartition(":")[0]
     if origin.endswith(".py"):
-        return (*folders, str((folder / origin).parent))
+        return (*shown, *needed_files(folder / origin, folder))
     spec = None
     if origin:
         with suppress(ImportError, ValueError):
             spec = importlib.util.find_spec(origin.partition(".")[0])
     if spec is not None and spec.submodule_search_locations is not None:
-        folders += map(str, spec.submodule_search_locations)
+        for location in spec.submodule_search_locations:
+            package = Path(location).resolve()
+            shown += map(str, [package] if is_installed(package) else package_parts(package))
     elif spec is not None and spec.origin and Path(spec.origin).exists():
-        folders.append(spec.origin)
-    return tuple(folders)
+        shown += needed_files(Path(spec.origin), folder)
+    return tuple(dict.fromkeys(shown))

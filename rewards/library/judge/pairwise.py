@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.base import ShownCompletion, completion_text
+from rewards.base import ShownCompletion
+from rewards.environments.state import EndedEnvironment
 from rewards.library.judge.endpoint import Endpoint, JudgeError
-from rewards.library.judge.question import Question, read_object, transcript
+from rewards.library.judge.question import READS, Question, blocks_of, read_object, transcript
 from rewards.library.judge.score import verdict_schema
-from rewards.signatures.options import given
+from rewards.signatures.options import given, one_of
 from rollouts.types import Message
 
 INSTRUCTIONS = (
@@ -20,6 +21,10 @@ INSTRUCTIONS = (
 )
 VALUES = {"A": 1.0, "tie": 0.5, "B": 0.0}
 """Values of a verdict for the answer that was shown as A."""
+
+
+Shown = tuple[ShownCompletion, EndedEnvironment | None]
+"""Completion with the environment that it acted in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,32 +39,38 @@ class PairwiseJudge(Endpoint):
 
     criteria: str = ""
     """Criteria of a better answer, in words."""
+    reads: str = "episode"
+    """``episode``: all turns, calls and results of a policy that acted; ``answer``: its last turn alone."""
 
     def __post_init__(self) -> None:
         Endpoint.__post_init__(self)
         given("pairwise_judge", "criteria", self.criteria, '"What makes an answer better."')
+        one_of("reads", self.reads, READS)
 
     async def __call__(
         self,
         prompts: Sequence[str | Sequence[Message]],
         completions: Sequence[ShownCompletion],
         reference: Sequence[Any],
+        environments: Sequence[EndedEnvironment | None] | None = None,
     ) -> list[float | JudgeError | None]:
         """Judge each completion both ways round; return one value per completion."""
-        rows = [
-            (prompt, completion_text(completion), completion_text(other))
-            for prompt, completion, other in zip(prompts, completions, reference, strict=True)
+        ended = environments or [None] * len(completions)
+        questions = [
+            self.question(prompt, *order)
+            for prompt, *shown, other in zip(prompts, completions, ended, reference, strict=True)
             if other is not None
+            for order in ((tuple(shown), (other, None)), ((other, None), tuple(shown)))
         ]
-        orders = [(row[0], *pair) for row in rows for pair in (row[1:], row[:0:-1])]
-        answers = iter(await self.ask([self.question(*order) for order in orders]))
+        answers = iter(await self.ask(questions))
         return [None if r is None else self.value(next(answers), next(answers)) for r in reference]
 
-    def question(self, prompt: str | Sequence[Message], first: str, second: str) -> Question:
+    def question(self, prompt: str | Sequence[Message], first: Shown, second: Shown) -> Question:
         """Make the question which of two answers is better."""
+        blocks = (*blocks_of("A", *first, self.reads), *blocks_of("B", *second, self.reads))
         return Question(
             instructions=INSTRUCTIONS.format(criteria=self.criteria),
-            texts=(("prompt", transcript(prompt)), ("A", first), ("B", second)),
+            texts=(("prompt", transcript(prompt)), *blocks),
             schema=verdict_schema("better", {"type": "string", "enum": list(VALUES)}),
         )
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.base import ShownCompletion, completion_text
+from rewards.base import ShownCompletion
+from rewards.environments.state import EndedEnvironment
 from rewards.library.judge.endpoint import Endpoint, JudgeError
-from rewards.library.judge.question import Question, read_object, transcript
-from rewards.signatures.options import given, whole_number
+from rewards.library.judge.question import READS, Question, blocks_of, read_object, transcript
+from rewards.signatures.options import given, one_of, whole_number
 from rollouts.types import Message
 
 INSTRUCTIONS = (
@@ -33,20 +34,26 @@ class LLMJudge(Endpoint):
     """Criteria of a good answer, in words."""
     scale: int = 10
     """Highest score on the judge's scale, which begins at 1."""
+    reads: str = "episode"
+    """``episode``: all turns, calls and results of a policy that acted; ``answer``: its last turn alone."""
 
     def __post_init__(self) -> None:
         Endpoint.__post_init__(self)
         given("llm_judge", "criteria", self.criteria, '"What a good answer is."')
         whole_number("scale", self.scale, 2)
+        one_of("reads", self.reads, READS)
 
     async def __call__(
         self,
         prompts: Sequence[str | Sequence[Message]],
         completions: Sequence[ShownCompletion],
+        environments: Sequence[EndedEnvironment | None] | None = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
     ) -> list[float | JudgeError | None]:
         """Score every completion."""
-        questions = [self.question(p, c) for p, c in zip(prompts, completions, strict=True)]
+        ended = environments or [None] * len(completions)
+        rows = zip(prompts, completions, ended, strict=True)
+        questions = [self.question(*row) for row in rows]
         answers = await self.ask(questions)
         if log_extra is not None:
             reasons = [
@@ -56,12 +63,18 @@ class LLMJudge(Endpoint):
             log_extra("reason", list(map(str, reasons)))
         return [a if isinstance(a, JudgeError) else self.score(a) for a in answers]
 
-    def question(self, prompt: str | Sequence[Message], completion: ShownCompletion) -> Question:
+    def question(
+        self,
+        prompt: str | Sequence[Message],
+        completion: ShownCompletion,
+        ended: EndedEnvironment | None = None,
+    ) -> Question:
         """Make the question about one completion."""
+        blocks = blocks_of("completion", completion, ended, self.reads)
         score = {"type": "integer", "minimum": 1, "maximum": self.scale}
         return Question(
             instructions=INSTRUCTIONS.format(criteria=self.criteria, scale=self.scale),
-            texts=(("prompt", transcript(prompt)), ("completion", completion_text(completion))),
+            texts=(("prompt", transcript(prompt)), *blocks),
             schema=verdict_schema("score", score),
         )
 

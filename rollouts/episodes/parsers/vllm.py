@@ -18,6 +18,7 @@ from typing import Any
 from rollouts.episodes.environment import Schema
 from rollouts.episodes.parsers import UNKNOWN, ParsedTurn, TurnTokens, UnreadCall, read_call
 from rollouts.errors import RunError
+from rollouts.machine.variables import passed_on
 
 START_S = 180.0
 """Longest wait for vLLM to be imported."""
@@ -95,7 +96,7 @@ class VLLMParser:
             self._model,
         ]
         # vLLM logs a traceback for each call that does not parse.
-        variables = {**os.environ, "VLLM_LOGGING_LEVEL": "CRITICAL"}
+        variables = {**passed_on(os.environ), "VLLM_LOGGING_LEVEL": "CRITICAL"}
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables
         )

@@ -114,3 +114,51 @@ def test_a_machine_without_a_sandbox_is_told_before_the_run(
     with pytest.raises(UserError, match="sandbox is not available") as caught:
         rubric_of("odd", isolation="sandbox")
     assert "namespaces: not permitted" in str(caught.value)
+
+
+BESIDE = """
+import os
+from pathlib import Path
+import helper
+from parts.words import WORDS
+
+def beside(completions, log_extra, **columns):
+    here = Path(__file__).resolve().parent
+    seen = sorted(str(p.relative_to(here)) for p in here.rglob("*") if "__pycache__" not in str(p))
+    log_extra("seen", [" ".join(seen)] * len(completions))
+    return [float(helper.GOOD in c and WORDS in c) for c in completions]
+"""
+
+
+def test_of_a_rewards_folder_only_its_code_and_what_it_declares_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither `.env` nor `.git` nor a sibling can be read, not even their names."""
+    files = {
+        "reward.py": BESIDE, "helper.py": "import deeper\nGOOD = deeper.GOOD", "deeper.py": "GOOD = 'a'",
+        "parts/__init__.py": "", "parts/words.py": "WORDS = 'b'", "parts/.env": "TOKEN=1",
+        ".env": "TOKEN=1", ".git/config": "url", "other.py": "", "notes.txt": "", "words.txt": "b",
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    part = RewardConfig(
+        name=f"{tmp_path}/reward.py:beside", isolation="sandbox", files=("words.txt",)
+    )
+    monkeypatch.chdir(tmp_path)
+    rubric = build_rubric([part])
+    assert [s.value for s in scores(rubric, group("ab"))] == [1.0]
+    seen = rubric.extras["beside/seen"][0]
+    rubric.close()
+    assert seen.split() == [
+        "deeper.py", "helper.py", "parts", "parts/__init__.py", "parts/words.py", "reward.py", "words.txt",
+    ]  # fmt: skip
+
+
+def test_a_declared_file_that_is_missing_is_said_before_the_run(tmp_path: Path) -> None:
+    file = tmp_path / "reward.py"
+    file.write_text("def good(completions, **_):\n    return [1.0] * len(completions)\n")
+    part = RewardConfig(name=f"{file}:good", isolation="sandbox", files=("words.txt",))
+    with pytest.raises(UserError, match=r"no file 'words.txt' that the sandbox could show"):
+        build_rubric([part])

@@ -24,7 +24,7 @@ FLOORS = (
     ("retention",),
     ("gate",),
     ("round",),
-    ("schedule",),
+    ("schedule", "upkeep"),
     ("campaign",),
     ("report",),
     ("judge",),

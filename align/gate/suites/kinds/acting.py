@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.config.episodes.rules import ENVIRONMENT_REWARD
+from align.config.episodes.rules import ENVIRONMENT_REWARD, SUCCESS
 from align.config.episodes.settings import ActingSettings
 from align.config.rewards import RewardConfig
 from align.settings import stated
+from rewards.imports import code_digest
 from rollouts.types import Prompt
 
 if TYPE_CHECKING:
+    from align.config.campaign import RoundConfig
     from rewards.environments.cluster.planned import PlannedEnvironments
+    from rewards.environments.describe import DescribedEnvironment
 
 DECIDING = {"turns", "tokens", "call_s", "episode_s", "observation_chars", "parser"}
 """Limits of an episode that change what happens in it; the others are resources of processes."""
@@ -34,13 +35,14 @@ def acting_of(
     settings: ActingSettings,
     where: str,
     prompts: Sequence[Prompt],
-    metric: Sequence[RewardConfig],
+    metric: Mapping[str, RewardConfig],
     context: int | None,
 ) -> SuiteActing | None:
     """Open the environments of a suite or round; None where its policy does not act.
 
     Args:
         where: place of the settings in the campaign file.
+        metric: rewards by their places in it.
         context: tokens that engines read; None: any.
 
     Raises:
@@ -49,14 +51,43 @@ def acting_of(
     if not settings.acts:
         return None
     from rewards.environments.cluster.planned import open_planned
-    from rewards.environments.describe import check_rewarded, check_rows
+    from rewards.environments.describe import check_rows, check_turns
 
     plan = settings.environments_plan(where)
     environments = open_planned(plan, settings.episode.rules(context))
-    if {reward.name for reward in metric} == {ENVIRONMENT_REWARD}:
-        check_rewarded(plan, environments.described, turns=False)
+    check_turns(plan, environments.described, settings.episode.turns)
+    check_rewards(environments.described, metric)
     check_rows(plan, environments.described, prompts)
     return SuiteActing(environments=environments, content=acting_content(settings))
+
+
+def placed_rewards(spec: RoundConfig, index: int) -> dict[str, RewardConfig]:
+    """Return the rewards of a round by their places in the campaign file."""
+    return {f"rounds.{index}.rewards.{i}": reward for i, reward in enumerate(spec.rewards)}
+
+
+def check_rewards(
+    described: Mapping[str, DescribedEnvironment], rewards: Mapping[str, RewardConfig]
+) -> None:
+    """Refuse rewards that no episode in some environments could give.
+
+    Args:
+        rewards: by their places in the campaign file.
+
+    Raises:
+        UserError: the method or the attribute that a reward reads is missing.
+    """
+    from rewards.environments.describe import check_attribute, check_rewarded
+
+    needing = []
+    for where, reward in rewards.items():
+        attribute = reward.options.get("attribute")
+        if reward.name == SUCCESS and isinstance(attribute, str):
+            check_attribute(described, attribute, f"{where}.options.attribute")
+        elif reward.name in (ENVIRONMENT_REWARD, SUCCESS):
+            needing.append(where)
+    if needing and len(needing) == len(rewards):
+        check_rewarded(described, needing[0], turns=False)
 
 
 def acting_content(settings: ActingSettings) -> dict[str, Any]:
@@ -69,11 +100,3 @@ def acting_content(settings: ActingSettings) -> dict[str, Any]:
         },
         "episode": settings.episode.model_dump(mode="json", include=DECIDING),
     }
-
-
-def code_digest(name: str) -> str | None:
-    """Return the sha256 of the file that a name leads to; None where it names no file."""
-    file = Path(name.rpartition(":")[0])
-    if file.suffix != ".py" or not file.is_file():
-        return None
-    return hashlib.sha256(file.read_bytes()).hexdigest()

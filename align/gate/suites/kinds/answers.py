@@ -12,13 +12,14 @@ from align.config.rewards import RewardConfig
 from align.gate.measurement.results import ItemResults
 from align.gate.measurement.samples import episode_figures, merged
 from align.gate.suites.demands import metric_range
-from align.gate.suites.kinds.acting import SuiteActing, acting_of, code_digest
+from align.gate.suites.kinds.acting import SuiteActing, acting_of, placed_rewards
 from align.gate.suites.kinds.prompts import PromptSuite, eval_split, is_demo, read_items
 from align.gate.suites.rotation import Rotation, check_pool, prompts_wanted, rotation_of
 from align.gate.suites.rows_check import check_rows
 from align.gate.suites.scale import Range, ScoreScale
 from align.gate.suites.suite import SuiteEntry, rendered
 from align.settings import stated
+from rewards.imports import code_digest
 from rollouts.errors import RunError, UserError, within
 from rollouts.types import Prompt, RolloutGroup, Sampling, ScoredGroup, SnapshotId
 
@@ -68,7 +69,7 @@ class AnswerSuite(PromptSuite):
             **cls.own_fields(entry),
         )
         suite = replace(suite, **_items_of(spec, source, entry))
-        acting = acting_of(spec, where, suite.pool, suite.metric, entry.context)
+        acting = acting_of(spec, where, suite.pool, {f"{where}.metric": spec.metric}, entry.context)
         suite = replace(suite, acting=acting)
         return suite.with_rubric(source, f"{where}.metric", f"{where}.prompts")
 
@@ -115,7 +116,9 @@ class AnswerSuite(PromptSuite):
                 settings.max_tokens or spec.sampling.max_tokens, spec.sampling.stop
             ),
             samples=settings.samples,
-            acting=acting_of(spec, f"rounds.{index}", prompts, spec.rewards, context),
+            acting=acting_of(
+                spec, f"rounds.{index}", prompts, placed_rewards(spec, index), context
+            ),
         )
         return suite.with_rubric(source, f"rounds.{index}.rewards", where)
 
@@ -350,7 +353,7 @@ def _sampling_content(sampling: Sampling) -> list[Any]:
 
 
 def _metric_content(spec: RewardConfig) -> list[Any]:
-    """Return a reward by name and options; one that lives in a file also by that file's bytes."""
+    """Return a reward by name and options; one of a person's own by its code too."""
     code = code_digest(spec.name)
     shape = [spec.shape] if spec.shape else []
     return [stated(spec.name), spec.weight, spec.part, stated(spec.options), code, *shape]

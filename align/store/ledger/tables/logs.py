@@ -89,6 +89,17 @@ due_skips = _log(
 )
 """Rounds that fell due and were skipped."""
 
+collections = _log(
+    "collections",
+    "the record of collected snapshots is append-only",
+    Column("snapshot", Text, ForeignKey("snapshots.id"), nullable=False),
+    Column("bytes", INTEGER_8, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("returned", Integer, nullable=False),
+    Column("time", Text, nullable=False),
+)
+"""Snapshots whose files were removed on purpose; a row with ``returned`` 1 says that they are back."""
+
 pinned_settings = Table(
     "pinned_settings",
     metadata,

@@ -96,6 +96,15 @@ def test_trained_keys_come_nearer_to_their_prompts(init: str) -> None:
     assert torch.equal(after, again)
 
 
+@pytest.mark.parametrize("scale", [1e-2, 30.0, 4096.0])
+def test_keys_do_not_depend_on_how_large_an_encoder_writes_its_queries(scale: float) -> None:
+    config = BankConfig(keys=2, groups=2)
+    keys, scaled = (
+        train_keys(factor * prompts_around(1), config, seed=3) for factor in (1.0, scale)
+    )
+    assert torch.allclose(keys, scaled, atol=1e-5)
+
+
 def test_the_centrifugal_term_pushes_new_keys_off_earlier_ones() -> None:
     old = train_keys(prompts_around(1), BankConfig(keys=2, top_k=2, groups=2), seed=0)
     near, far = (

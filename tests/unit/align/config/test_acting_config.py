@@ -44,7 +44,7 @@ def test_a_round_takes_defaults_and_paths_of_the_file() -> None:
             {
                 **ROUND,
                 "environment": {"b": "pkg.mod:B"},
-                "episode": {"turns": 2},
+                "episode": {"turns": 2, "observation_chars": 50},
                 "tools": ["t.py:f"],
             }
         ],
@@ -55,7 +55,8 @@ def test_a_round_takes_defaults_and_paths_of_the_file() -> None:
     assert plan.environments == {"a": "/campaigns/w.py:A", "b": "pkg.mod:B"}
     assert plan.limits.call_s == 3.0
     rules = spec.episode.rules(512)
-    assert rules == EpisodeRules(turns=2, context=512, episode_s=120.0, parser="auto")
+    expected = EpisodeRules(turns=2, context=512, observation_chars=50, parser="auto")
+    assert rules == expected
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,9 +46,10 @@ class Calculator:
     def __init__(self) -> None:
         self.events: list[Any] = []
         self.dead = False
+        self.limits = OWN
 
     def rules(self, prompt: Prompt) -> EpisodeRules | None:
-        return OWN if prompt == ACTS else None
+        return self.limits if prompt == ACTS else None
 
     def schemas(self, prompt: Prompt) -> Sequence[Any]:
         return (ADD,)
@@ -111,6 +113,21 @@ def test_searches_stand_beside_the_calls_of_an_environment_in_their_order() -> N
     assert calculator.events == [
         ("open", "k"), ("call", "k", ["add", "mul"]), ("close", "k", [said]),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("prompt", "shown"), [(PLAIN, 5), (ACTS, 3)])
+def test_what_a_search_finds_is_cut_by_the_limits_of_its_episode(
+    prompt: Prompt, shown: int
+) -> None:
+    """An episode of an environment has its own limits; one that only searches those of the search."""
+    calculator = Calculator()
+    calculator.limits = EpisodeRules(observation_chars=3)
+    both = replace(searching(calculator), limits=EpisodeRules(observation_chars=5))
+    both.open("k", prompt)
+    calls = [search("paris"), *[ToolCall("add", {})] * (prompt == ACTS)]
+    answer = both.call("k", calls).result()[0]
+    cut = f"[cut: the first {shown} of 13 characters]"
+    assert answer == Observation(text=f"{'Paris, France'[:shown]}\n{cut}", failed=False)
 
 
 def test_prompts_without_an_environment_of_their_own_only_search() -> None:

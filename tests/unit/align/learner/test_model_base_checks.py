@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,10 @@ BROKEN: dict[str, tuple[Change, str]] = {
         "cannot be read as safetensors",
     ),
     "link out": (link_out, "link points to a file outside the model folder"),
+    "hard link out": (
+        lambda f: os.link(f / "model.safetensors", f.parent / "other"), "another name outside",
+    ),
+    "pipe": (lambda f: os.mkfifo(f / "pipe.txt"), "not a plain file"),
     "link to nothing": (link_nowhere, "file that the link points to does not exist"),
     "link to itself": (
         lambda f: (f / "vocab.txt").symlink_to("vocab.txt"),

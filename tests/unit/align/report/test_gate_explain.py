@@ -212,10 +212,10 @@ def test_an_attempt_that_went_on_replaces_what_it_did_again(tmp_path: Path) -> N
 
 def test_two_rounds_side_by_side(evidence: Evidence) -> None:
     found = diff(evidence, "first", "second")
-    assert [(c.key, c.one, c.other) for c in found.config] == [
+    assert [(c.key, c.first, c.second) for c in found.config] == [
         ("prompts.source", "demo://rev?n=60", "demo://inc?n=60")
     ]
-    scores = {s.suite: (s.one, s.other, s.difference) for s in found.scores}
+    scores = {s.suite: (s.first, s.second, s.difference) for s in found.scores}
     assert scores["general"] == pytest.approx(((N - 2) / N, (N - 32) / N, -30 / N))
     assert scores["second"] == pytest.approx((4 / N, 150 / N, 146 / N))
     assert diff(evidence, "first", "first").config == ()

@@ -32,6 +32,9 @@ from tests.unit.rollouts.chat.test_chat_template import (
 CHANGES_PROMPT = "{{ messages | length | replace('1', 'a') | replace('2', 'b') }} " + IM
 
 
+TURN = "<|im_start|> user a <|im_end|> <|im_start|> assistant"
+
+
 def check(tmp_path: Path, policy: Any = None, **changes: Any) -> tuple[int, str, str]:
     """Run the command on a campaign file; nothing may be written."""
     config = campaign(tmp_path, **(policy or {}))
@@ -103,19 +106,29 @@ def test_a_template_that_spoils_examples_is_one_message(
 
 
 @pytest.mark.parametrize(
-    ("template", "policy"),
+    ("template", "policy", "written"),
     [
-        (IM, {}),
-        (IM, {"system": "be brief"}),
-        (NO_SYSTEM, {}),
-        (THINKING, {"chat_template_kwargs": {"enable_thinking": False}}),
-        (DATED, {"chat_template_kwargs": {"date_string": "26 Jul 2024"}}),
-        ({"default": IM, "tool_use": IM}, {}),
+        (IM, {}, TURN),
+        (IM, {"system": "be brief"}, f"<|im_start|> system be brief <|im_end|> {TURN}"),
+        (NO_SYSTEM, {}, TURN),
+        (THINKING, {"chat_template_kwargs": {"enable_thinking": False}}, f"{TURN} [no]"),
+        (
+            DATED,
+            {"chat_template_kwargs": {"date_string": "26 Jul 2024"}},
+            f"<unk> <unk> <unk> {TURN}",
+        ),
+        ({"default": IM, "tool_use": IM}, {}, TURN),
     ],
 )
-def test_templates_that_serve_are_taken(tmp_path: Path, template: Any, policy: Any) -> None:
+def test_templates_that_serve_are_taken(
+    tmp_path: Path, template: Any, policy: Any, written: str
+) -> None:
+    """A question is written as the template and the policy's settings have it."""
     save_folder(tmp_path / "model", build(template))
-    load_inputs(campaign(tmp_path, **policy)).close()
+    inputs = load_inputs(campaign(tmp_path, **policy))
+    inputs.close()
+    question = Prompt(id="q", messages=({"role": "user", "content": "a"},))
+    assert words(inputs.encoder.encode(question)) == written
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,18 @@ from align.report.explanation.explain import explain
 from align.report.forecast.check import check_campaign
 from align.report.forecast.forecast import forecast
 from align.report.records.history import detail
+from align.store.repairs import repairs_of
 from align.store.snapshots.snapshots import SnapshotStore
-from rollouts.engines.protocol import RolloutEngine, SampleRequest, ScoreRequest, Ticket
+from rollouts.engines.protocol import (
+    RolloutEngine,
+    SampleRequest,
+    ScoreRequest,
+    SyncReport,
+    Ticket,
+    WeightUpdate,
+)
 from rollouts.errors import UserError
+from tests.unit.align.round.test_repair_rounds import ScriptedGate
 from tests.unit.align.round.test_retention_rounds import weights
 from tests.unit.align.round.test_round import Ran, run
 from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, rounds
@@ -49,6 +58,17 @@ class Listening(HFEngine):
         sequences = vars(self).setdefault("sequences", [])
         sequences.extend((self.versions[-1], r.prompt_ids) for r in requests)
         return super().score(requests)
+
+    def sync(self, update: WeightUpdate) -> SyncReport:
+        report = super().sync(update)
+        if self.versions[-1] == "the weights alone":
+            state = self._model.state_dict()
+            vars(self).setdefault("alone", []).append({k: v.clone() for k, v in state.items()})
+        return report
+
+    def held_alone(self) -> list[dict[str, torch.Tensor]]:
+        """Return the weights that were measured without the round's documents."""
+        return vars(self).get("alone", [])
 
     def read(self, beginning: str, kind: str = "asked") -> list[str]:
         """Return the texts of the prompts under weights whose name begins so."""
@@ -193,6 +213,31 @@ def test_weights_and_index_are_measured_apart_where_both_change(grown: Ran) -> N
     assert any(text.startswith("inc max inc _") for text in engine.read("the index alone"))
     assert any(text.startswith("inc max max inc _") for text in engine.read("the weights alone"))
     assert any("round1: " in note and " gained " in note for note in grown.watcher.notes)
+
+
+@pytest.mark.parametrize(
+    ("repair", "parts"), [({"interpolate": {"steps": 1}}, 2), ({"index": True}, 0)]
+)
+def test_parts_are_those_of_the_candidate_that_was_judged_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repair: dict[str, Any], parts: int
+) -> None:
+    """A repair changed half as much; one that keeps the documents alone has no parts to compare."""
+    ScriptedGate([False, True]).install(monkeypatch)
+    change = {"steps": 2, "index": written(tmp_path / "a.jsonl", FIRST), "repair": repair}
+    ran = start(reading(tmp_path, change, gate=ENFORCE))
+    (record,) = ran.evidence.ledger.rounds()
+    documents = index_of_report(record.report)
+    first, taken = repairs_of(record.report)
+    assert documents is not None and record.candidate == taken.candidate != first.candidate
+    assert len(documents.parts) == parts
+    stored = {e.suite: e.mean for e in ran.evidence.ledger.evaluations(taken.candidate)}
+    assert all(scores.both == stored[scores.suite] for scores in documents.parts)
+    engine, halves = ran.starter.engines[0], weights(ran, taken.candidate)
+    assert isinstance(engine, Listening)
+    alone = engine.held_alone()
+    assert len(alone) == (parts > 0)
+    for held in alone:
+        assert all(torch.equal(held[name], tensor) for name, tensor in halves.items())
 
 
 def test_documents_of_a_snapshot_can_be_looked_at(grown: Ran) -> None:

@@ -124,9 +124,9 @@ def test_people_are_told(line: Ran) -> None:
             _detail_lines(detail(line.evidence, record.name)),
             line.watcher.notes,
         ):
-            assert any(origin.told in text for text in lines)
+            assert any(origin.description in text for text in lines)
     page = render(line.evidence)
-    assert all(origin.told in page for origin in origins(line))
+    assert all(origin.description in page for origin in origins(line))
 
 
 class Killer(Watcher):
@@ -185,7 +185,7 @@ def test_every_point_is_a_look_and_the_first_that_passes_is_taken(warped: Ran) -
     assert [step.look for step in (far, near)] == [1, 2] and warped.evidence.looks() == 2
     assert warped.evidence.look_of("first") == 2
     (origin,) = origins(warped)
-    assert (origin.share, origin.told) == (
+    assert (origin.share, origin.description) == (
         0.3,
         "warp merge of 2 runs, 0.3 of the way from the parent",
     )

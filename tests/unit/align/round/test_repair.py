@@ -26,6 +26,7 @@ from align.round.plan import RoundOutcome, RoundPlan
 from align.round.repair.interpolate import Point, next_share
 from align.round.repair.ladder import repair
 from align.round.repair.rerun import careful
+from align.store.repairs import repairs_of, with_repairs
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt
 from tests.unit.campaigns import campaign, rounds
@@ -376,3 +377,16 @@ def test_defaults_switch_a_rung_for_all_rounds_and_a_round_for_itself(tmp_path: 
     first, second = (spec.repair for spec in config.rounds)
     assert first.interpolate and first.rerun
     assert second.interpolate is None and second.rerun
+
+
+def test_records_of_older_stores_are_read() -> None:
+    """They call the description of a candidate ``told``."""
+    step = {
+        "rung": "distil", "candidate": "a" * 64, "look": 2, "outcome": "accepted", "kept": 0.9,
+        "reasons": [],
+    }  # fmt: skip
+    old = repairs_of({"repairs": [{**step, "told": "distillation, 9 steps"}]})
+    assert old[0].description == "distillation, 9 steps"
+    written = with_repairs({}, old)
+    assert written["repairs"][0]["description"] == "distillation, 9 steps"
+    assert "told" not in written["repairs"][0] and repairs_of(written) == old

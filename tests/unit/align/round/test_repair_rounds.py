@@ -110,7 +110,8 @@ def test_every_candidate_is_measured_and_says_where_it_comes_from(
     origin = store.open(quarter.candidate).manifest.provenance
     assert origin.parent == evidence.base
     assert origin.extra["repair"] == {
-        "rung": "interpolate", "of": failed.candidate, "share": 0.25, "told": "interpolation at 0.25",
+        "rung": "interpolate", "of": failed.candidate, "share": 0.25,
+        "description": "interpolation at 0.25",
     }  # fmt: skip
     entries = ReplayBuffer.load(StorePaths(config.folder).replay(quarter.candidate)).entries
     assert {prompt.owner for prompt in entries["first"]} == {quarter.candidate}

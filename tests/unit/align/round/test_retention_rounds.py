@@ -307,7 +307,7 @@ def test_a_repaired_round_keeps_the_fisher_of_what_was_accepted(tmp_path: Path) 
     def after_repairs(plan: Any, session: Any, outcome: RoundOutcome) -> None:
         session.learner.load(session.base)
         step = RepairStep(
-            rung="round", told="", candidate=outcome.candidate, look=1, outcome="accepted", kept=1.0,
+            rung="round", description="", candidate=outcome.candidate, look=1, outcome="accepted", kept=1.0,
             reasons=(),
         )  # fmt: skip
         real(plan, session, RoundOutcome(

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align.config.campaign import CampaignConfig
+from align.config.gate import SuiteConfig
 from align.config.retrieval.settings import RetrievalConfig
+from align.data.retrieval.documents import IndexChange
+from align.data.retrieval.encoder import RetrievingEncoder
 from align.data.retrieval.index import DocumentIndex
 from align.data.retrieval.tool import SearchingEncoder
-from align.gate.suites.kinds.acting import acting_of
-from align.round.episodes.environments import check_environments, open_environments, try_environment
+from align.gate.suites.kinds.acting import acting_of, placed_rewards
+from align.round.episodes.environments import (
+    check_environments,
+    cramped_lines,
+    open_environments,
+    try_environment,
+)
+from rewards.environments.environments import WorkerEnvironments
 from rollouts.episodes.environment import EpisodeRules, ToolCall
+from rollouts.episodes.ticket import encoded
 from rollouts.errors import UserError
 from rollouts.types import Prompt
 from tests.unit.acting import encoder
 from tests.unit.described import WORLDS, describe_here
 
 ROUND: dict[str, Any] = {"prompts": "p.jsonl", "steps": 1}
+SUCCESS: dict[str, Any] = {"name": "success"}
 
 
 def campaign(**settings: dict[str, Any]) -> CampaignConfig:
@@ -47,6 +59,23 @@ def described(monkeypatch: pytest.MonkeyPatch, config: CampaignConfig) -> None:
         ({"environment": "Dice", "rewards": ["length"]}, {"sides": 6}, None),
         ({"environment": "Dice", "rewards": ["length"]}, {}, "needs the column 'sides'"),
         ({"environment": "Dice"}, {"sides": 6}, "Dice has no method get_reward"),
+        (
+            {"environment": "Counter", "episode": {"turns": 1}},
+            {},
+            "turns is 1 and the policy has tools",
+        ),
+        ({"environment": "Toolless", "episode": {"turns": 1}}, {}, None),
+        ({"environment": "Dice", "rewards": ["success"]}, {"sides": 6}, "has no method get_reward"),
+        (
+            {"environment": "Counter", "rewards": [SUCCESS | {"options": {"attribute": "done"}}]},
+            {},
+            None,
+        ),
+        (
+            {"environment": "Counter", "rewards": [SUCCESS | {"options": {"attribute": "doen"}}]},
+            {},
+            r"'Counter' have no public attribute 'doen'(.|\n)*did you mean 'done'",
+        ),
         (
             {"environment": "Dice", "rewards": ["length"], "turn_rewards": True},
             {"sides": 6},
@@ -135,9 +164,59 @@ def test_the_hash_of_a_suite_covers_its_environment(
         config = campaign(count={"environment": f"{file}:Counter"})
         described(monkeypatch, config)
         spec = config.rounds[0]
-        acting = acting_of(spec, "rounds.0", [asks("count")], spec.rewards, 64)
+        acting = acting_of(spec, "rounds.0", [asks("count")], placed_rewards(spec, 0), 64)
         assert acting is not None
         contents.append(acting.content)
     assert contents[0] != contents[1]
     plain = campaign(plain={"rewards": ["length"]}).rounds[0]
-    assert acting_of(plain, "rounds.0", [], plain.rewards, 64) is None
+    assert acting_of(plain, "rounds.0", [], {}, 64) is None
+
+
+@pytest.mark.parametrize(
+    ("room", "episode", "says"),
+    [
+        (61, {}, []),
+        (60, {}, ["1 of 2 prompts have no room behind them for two turns of 30 tokens, 60 at the"]),
+        (
+            61,
+            {"tokens": 45},
+            ["2 of 2 prompts have no room behind them for two turns of 30 tokens, 45"],
+        ),
+    ],
+)
+def test_prompts_without_room_for_two_turns_are_told(
+    monkeypatch: pytest.MonkeyPatch, room: int, episode: dict[str, int], says: list[str]
+) -> None:
+    """Documents stand before one of the prompts and make it the longest."""
+    config = campaign(
+        act={"environment": f"{WORLDS}:Counter", "episode": episode, "sampling": {"max_tokens": 30}}
+    )
+    described(monkeypatch, config)
+    index, _ = DocumentIndex(settings=RetrievalConfig()).changed(
+        IndexChange(texts={"sky": "The sky is blue."}), "facts"
+    )
+    prompts = [replace(asks("act"), text=text) for text in ("Go!", "sky?")]
+    spec = config.rounds[0]
+    with WorkerEnvironments(spec.environments_plan("rounds.0")) as environments:
+        plain, behind = (
+            len(encoded(prompts[1], each, environments))
+            for each in (encoder(), RetrievingEncoder(encoder(), index, context=10**6))
+        )
+    assert behind > plain
+    reader = RetrievingEncoder(encoder(), index, context=behind + room, answer=30)
+    lines = list(cramped_lines(config, spec, prompts, reader, behind + room))
+    assert len(lines) == len(says)
+    assert all(said in line for said, line in zip(says, lines, strict=True))
+
+
+def test_a_suite_is_refused_for_a_misspelt_attribute(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = {"name": "s", "prompts": "p.jsonl", "environment": f"{WORLDS}:Counter", "margin": 0.1}
+    spec = SuiteConfig.model_validate(
+        suite | {"metric": {"name": "success", "options": {"attribute": "cuont"}}}
+    )
+    assert spec.metric is not None
+    describe_here(monkeypatch, spec.environments_plan("suites.0"))
+    with pytest.raises(UserError) as refusal:
+        acting_of(spec, "suites.0", [asks(None)], {"suites.0.metric": spec.metric}, 64)
+    assert refusal.value.where == "suites.0.metric.options.attribute"
+    assert "did you mean 'count'" in str(refusal.value.remedy)

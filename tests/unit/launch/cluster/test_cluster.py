@@ -15,6 +15,7 @@ import pytest
 
 from launch.cluster import cluster
 from rollouts.errors import RunError, UserError
+from rollouts.machine.variables import is_secret
 
 FAR = "192.0.2.1:6379"  # A documentation address: never assigned, so nothing may be asked of it.
 
@@ -108,7 +109,7 @@ def test_loopback(host: str, expected: bool) -> None:
     ],
 )
 def test_secret_names(name: str, secret: bool) -> None:
-    assert cluster.is_secret(name) is secret
+    assert is_secret(name) is secret
 
 
 def test_actor_environment_hides_secrets_and_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,6 +221,17 @@ def test_a_secret_that_is_no_path(here: Path, secret: str) -> None:
     assert secret not in str(caught.value)
 
 
+def test_a_link_out_of_a_folder_is_not_sent(here: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "inside").write_text("x")
+    (folder / "link").symlink_to("inside")
+    check_no_secrets("keel run", [folder], {})
+    (folder / "out").symlink_to("/etc/hostname")
+    with pytest.raises(UserError, match="the link leads out of the folder that is sent"):
+        check_no_secrets("keel run", [folder], {})
+
+
 def test_the_path_of_a_file_is_no_secret(here: Path) -> None:
     (here / "credentials.json").write_text("{}")
     environ = {"CREDENTIALS": "credentials.json"}

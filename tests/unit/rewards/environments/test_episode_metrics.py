@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rewards.base import Sample, shown_completion, shown_environment
+from rewards.call import PartFailure, read_values
 from rewards.isolation.protocol import pack_sample, unpack_sample
 from rewards.registry import facts_of, load_reward
 from rewards.signatures.parameters import parameters
@@ -41,7 +42,6 @@ def values(name: str, *, packed: bool = False, **options: Any) -> list[float | N
     [
         ("success", {}, [1.0, 0.0, None, None]),
         ("success", {"at_least": 0.5}, [1.0, 1.0, None, None]),
-        ("success", {"attribute": "open"}, [1.0, 0.0, None, None]),
         ("turns", {}, [2.0, 1.0, 1.0, None]),
         ("calls", {}, [3.0, 0.0, 1.0, None]),
         ("failed_calls", {}, [1.0, 0.0, 0.0, None]),
@@ -51,6 +51,17 @@ def test_values_by_hand(
     name: str, options: dict[str, Any], expected: list[float | None], packed: bool
 ) -> None:
     assert values(name, packed=packed, **options) == expected
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_attribute_that_an_episode_ends_without_is_a_failure(packed: bool) -> None:
+    outcomes = read_values(values("success", packed=packed, attribute="opne"), 4)
+    assert [isinstance(each, PartFailure) for each in outcomes] == [True, True, True, False]
+    assert isinstance(outcomes[0], PartFailure) and "it had: open" in outcomes[0].reason
+    undecided = episode((4,), state={"open": None})
+    reward = load_reward("success", {"attribute": "open"})
+    ended = [shown_environment(Sample(prompt=ASKED, completion=undecided))]
+    assert reward(completions=["x"], environments=ended, attribute="open") == [None]
 
 
 def test_success_has_a_range_and_counts_have_none() -> None:

@@ -109,6 +109,15 @@ class Counter:
         return float(self.count)
 
 
+class Toolless:
+    """An environment that only rewards the answer."""
+
+    def reset(self, **row: object) -> None: ...
+
+    def get_reward(self) -> float:
+        return 1.0
+
+
 class Dice:
     """An environment without rewards whose reset needs a column."""
 

@@ -247,7 +247,7 @@ def test_the_environment_is_an_allow_list(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_sandbox_shows_the_code_of_the_reward_and_no_more(tmp_path: Path) -> None:
     *ours, theirs = sandbox.visible("sub/mine.py:f", tmp_path)
-    assert theirs == str(tmp_path / "sub")
+    assert theirs == str(tmp_path / "sub" / "mine.py")
     assert [Path(path).name for path in ours] == ["rewards", "rollouts"]
     assert sandbox.visible("numpy.linalg:norm", tmp_path)[-1].endswith("numpy")
     assert sandbox.visible("nowhere.at.all:f", tmp_path) == tuple(ours)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rewards.base import Sample, shown_prompt
+from rollouts.chat.pinned import pin
 from rollouts.collect import begin, check_lengths, collect
 from rollouts.engines.recorded import Recorded, from_json, to_json
 from rollouts.engines.scripted import ScriptedEngine
 from rollouts.episodes.environment import EpisodeRules, Observation
 from rollouts.episodes.ticket import check_episodes
 from rollouts.errors import UserError
+from rollouts.prompts import PromptEncoder
 from rollouts.types import Completion, Prompt, RolloutGroup, Sampling, TokenSpan, sampled_positions
 from tests.patience import patient
 from tests.unit.acting import SCHEMAS, SPECIAL, LocalEnvironments, call, encoder, ids, text
@@ -369,3 +373,31 @@ def test_what_does_not_fit_is_said_before_anything_is_sampled() -> None:
     with pytest.raises(UserError, match="no chat template") as refusal:
         check_episodes(environments, [ASK], encoder(None), "rounds.0")
     assert refusal.value.where == "rounds.0"
+
+
+def test_a_text_that_is_acted_on_is_a_chat_in_every_regard() -> None:
+    """The policy's system message and what the environment opens with stand before the first turn."""
+    pinned_encoder = PromptEncoder(deepcopy(encoder().tokenizer))
+    pin(pinned_encoder.tokenizer, "Be brief.", {})
+    environments = LocalEnvironments(TOOLS, opening=lambda key: " Add.")
+    seen: list[str] = []
+
+    def script(prompt_ids: tuple[int, ...], seed: int) -> tuple[Sequence[int], Sequence[float]]:
+        seen.append(text(prompt_ids))
+        return (tokens := ids("Done." + END)), [-1.0] * len(tokens)
+
+    engine = ScriptedEngine(script, eos_ids=encoder().eos_ids)
+    question = Prompt(id="t", text="2+3?")
+    (group,) = collect(
+        engine, [question], [1], pinned_encoder, Sampling(max_tokens=9), 0, "p",
+        environments=environments,
+    )  # fmt: skip
+    assert "<|im_start|>system\nBe brief.<|im_end|>" in seen[0]
+    assert "<|im_start|>user\n2+3? Add.<|im_end|>" in seen[0]
+    assert seen[0].endswith("<|im_start|>assistant\n")
+    episode = group.completions_G[0].episode
+    assert episode is not None and episode.opening == " Add."
+    sample = Sample(prompt=question, completion=group.completions_G[0])
+    assert shown_prompt(sample) == "2+3? Add."
+    chat = replace(question, text=None, messages=({"role": "user", "content": "2+3?"},))
+    assert shown_prompt(replace(sample, prompt=chat)) == [{"role": "user", "content": "2+3? Add."}]

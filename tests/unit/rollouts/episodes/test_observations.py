@@ -17,7 +17,7 @@ from rollouts.episodes.observations import (
 )
 from rollouts.errors import UserError
 from rollouts.prompts import PromptEncoder
-from tests.unit.acting import HERMES, encoder, ids
+from tests.unit.acting import HERMES, encoder, ids, text
 from tests.unit.chats import IM
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -113,7 +113,12 @@ def test_a_known_template_is_written_by_its_training_variant(
 
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3_instruct_2507", "qwen3_5_think"])
 def test_templates_of_models_are_fit(name: str) -> None:
-    observation_format(in_chat((TEMPLATES / f"{name}.jinja").read_text()))
+    """Two answers of tools stand in one turn, behind which the assistant's is opened."""
+    form = observation_format(in_chat((TEMPLATES / f"{name}.jinja").read_text()))
+    observed = text(form.tokens([tool_message("add", "5"), tool_message("tell", "done")]))
+    answers = "<tool_response>\n5\n</tool_response>\n<tool_response>\ndone\n</tool_response>"
+    assert f"<|im_start|>user\n{answers}<|im_end|>\n" in observed
+    assert "<|im_start|>assistant\n" in observed.partition(answers)[2]
 
 
 def test_a_format_that_cannot_be_had_is_not_kept() -> None:

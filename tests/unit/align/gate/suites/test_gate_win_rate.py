@@ -13,7 +13,7 @@ from align.campaign import run_campaign
 from align.errors import StoreError
 from align.gate.suites.kinds.win_rate import WinRateSuite
 from align.gate.suites.known import KnownSnapshots
-from align.gate.suites.win_rate import Duel, load_answers, save_answers, win
+from align.gate.suites.win_rate import Duel, RivalAnswer, load_answers, save_answers, win
 from align.store.paths import StorePaths
 from rewards.base import RewardPart
 from rewards.rubric import Rubric
@@ -22,6 +22,7 @@ from rollouts.types import Completion, Prompt, RolloutGroup
 from tests.unit.align.gate.suites.test_gate_suites import GENERAL, build, campaign
 from tests.unit.campaigns import Starter, Watcher, rounds
 from tests.unit.campaigns import campaign as small
+from tests.unit.episodes import episode
 
 ASKED: list[tuple[str, str]] = []
 
@@ -103,7 +104,7 @@ def test_every_completion_of_an_item_is_compared(tmp_path: Path) -> None:
 def test_answers_come_back_and_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     save_answers(path, [group("a", "ä\n"), group("b", None)])
-    assert load_answers(path) == {"a": "ä\n", "b": None}
+    assert load_answers(path) == {"a": RivalAnswer(text="ä\n"), "b": None}
     path.write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
         load_answers(path)
@@ -166,3 +167,39 @@ def test_a_campaign_measures_a_win_rate(tmp_path: Path) -> None:
     assert checks["wins", "parent"].snapshot == evidence.base
     (path,) = (config.folder / "evaluations" / "answers").iterdir()
     assert len(load_answers(path)) == 30
+
+
+def acted(item: str, answer: str, *calls: str) -> RolloutGroup:
+    """A chat whose answer follows some calls."""
+    messages = tuple(
+        message
+        for name in calls
+        for message in (
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": name}}]},
+            {"role": "tool", "name": name, "content": "5"},
+        )
+    )
+    said = {"role": "assistant", "content": answer}
+    completion = replace(episode((1,), messages=(*messages, said)), text=answer)
+    chat = Prompt(id=item, messages=({"role": "user", "content": item},))
+    return replace(group(item), prompt=chat, completions_G=(completion,))
+
+
+def fewer_turns(completions: Sequence[Any], reference: Sequence[Any], **_: Any) -> list[float]:
+    """Prefers the episode of fewer messages."""
+    return [win(-len(c), -len(r)) for c, r in zip(completions, reference, strict=True)]
+
+
+def messages_of(completions: Sequence[Any], **_: Any) -> list[float]:
+    return [-float(len(messages)) for messages in completions]
+
+
+@pytest.mark.parametrize("function", [fewer_turns, messages_of])
+def test_whole_episodes_are_compared_in_both_orders(tmp_path: Path, function: Any) -> None:
+    """The rival is shown with its own turns, and the same answer after other calls is no tie."""
+    path = tmp_path / "answers.jsonl"
+    save_answers(path, [acted(item, "5", "add", "add") for item in "abc"])
+    rival = Duel(against="base", comparator="base", answers=path)
+    ours = [acted("a", "5", "add"), acted("b", "5", "add", "add"), acted("c", "5", *["add"] * 3)]
+    scores = [one.scores_G[0].value for one in rival.score(ours, rubric(function))]
+    assert scores == [1.0, 0.5, 0.0]

@@ -1,0 +1,52 @@
+"""Files and folders of a store that only its user can read, whatever the umask is.
+
+The ledger holds what people wrote, and its folder the key of the inbox and of a server. An older store is
+closed to others when it is opened next, and a log line says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+"""Rights of everybody but the owner."""
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder for this user alone; one that exists is left as it is."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+
+
+def close_to_others(path: Path, *, create: bool = False) -> None:
+    """Take the rights on a file or folder of this user away from everybody else.
+
+    Links are left alone, as is what belongs to another user, and a folder that many share (``/tmp``).
+
+    Args:
+        create: a file that is missing is made.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags | (os.O_CREAT if create else 0), 0o600)
+    except OSError:
+        return  # Whoever opens it next says why it cannot be.
+    try:
+        status = os.fstat(descriptor)
+        is_plain = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+        is_shared = bool(status.st_mode & stat.S_ISVTX)
+        if is_plain and not is_shared and status.st_uid == os.geteuid() and status.st_mode & OTHERS:
+            os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & ~OTHERS)
+            if status.st_size or stat.S_ISDIR(status.st_mode):
+                logger.warning("%s was open to other users and now is not", path)
+    finally:
+        os.close(descriptor)

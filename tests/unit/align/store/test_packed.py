@@ -1,0 +1,117 @@
+"""Packed snapshots: the same bits, the same id, less room, and a bounded chain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from align.errors import SnapshotError
+from align.store.snapshots.packed import WHOLE_EVERY, _regrouped, _restored
+from align.store.snapshots.snapshots import Provenance, Snapshot, SnapshotStore
+
+
+def published(
+    store: SnapshotStore, parent: Snapshot | None, tensors: dict[str, torch.Tensor], **extra: Any
+) -> Snapshot:
+    def write(folder: Path) -> None:
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "tokenizer.json").write_text('{"vocabulary": "' + 500 * "word " + '"}')
+
+    origin = Provenance(kind="model", parent=parent.id if parent else None, extra=extra)
+    return store.publish(write, origin)
+
+
+def weights(dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(20_000, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 0.60), (torch.bfloat16, 0.35)])
+def test_a_chain_comes_back_bit_by_bit(tmp_path: Path, dtype: torch.dtype, most: float) -> None:
+    store = SnapshotStore(tmp_path)
+    value = weights(torch.float32)
+    chain = [published(store, None, {"w": value.to(dtype)})]
+    for step in range(1, WHOLE_EVERY + 2):
+        value = value + 1e-4 * value * weights(torch.float32, step)
+        chain.append(published(store, chain[-1], {"w": value.to(dtype)}, step=step))
+    contents = {s.id: (s.path / "model.safetensors").read_bytes() for s in chain}
+    packed = [store.pack(snapshot.id) for snapshot in chain]
+    # The base and the one that would be too deep stay whole.
+    assert packed == [False, *[True] * (WHOLE_EVERY - 1), False, True]
+    ratio = size(tmp_path / "packed" / chain[1].id) / size(chain[0].path)
+    assert ratio < most
+    fresh = SnapshotStore(tmp_path)
+    assert fresh.manifest(chain[2].id) == chain[2].manifest
+    for snapshot in reversed(chain):
+        path = fresh.open(snapshot.id).path
+        assert (path / "model.safetensors").read_bytes() == contents[snapshot.id]
+        assert load_file(path / "model.safetensors")["w"].dtype == dtype
+    assert not fresh.staged()
+
+
+def test_what_is_whole_again_is_packed_again_at_once(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path)
+    base = published(store, None, {"w": weights(torch.float32)})
+    child = published(store, base, {"w": weights(torch.float32) + 1e-5})
+    assert store.pack(child.id) and not child.path.exists()
+    assert store.open(child.id).path.is_dir() and store.is_packed(child.id)
+    assert store.pack(child.id) and not child.path.exists()
+    assert store.reference(child.id) == base.id and store.reference(base.id) is None
+    store.verify(child.id)
+    assert not child.path.exists() and not store.staged()
+
+
+def test_a_changed_block_is_named_and_nothing_installed(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path)
+    base = published(store, None, {"w": weights(torch.float32)})
+    child = published(store, base, {"w": weights(torch.float32, 1)})
+    store.pack(child.id)
+    blocks = tmp_path / "packed" / child.id / "blocks"
+    content = bytearray(blocks.read_bytes())
+    content[len(content) // 2] ^= 4
+    blocks.write_bytes(content)
+    for read in (store.open, store.verify):
+        with pytest.raises(SnapshotError):
+            read(child.id)
+    assert not child.path.exists() and not store.staged()
+
+
+def test_a_crash_before_the_whole_files_go_leaves_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    store = SnapshotStore(tmp_path)
+    base = published(store, None, {"w": weights(torch.float32)})
+    child = published(store, base, {"w": weights(torch.float32) * 1.001})
+    with monkeypatch.context() as patch:
+        patch.setattr(SnapshotStore, "_remove_folder", kill)
+        with pytest.raises(Killed):
+            store.pack(child.id)
+    fresh = SnapshotStore(tmp_path)
+    assert fresh.open(child.id).path.is_dir() and fresh.is_packed(child.id)
+    assert fresh.pack(child.id)
+    fresh.open(child.id)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(min_size=1, max_size=100), st.sampled_from([1, 2, 4, 8]))
+def test_regrouping_is_undone(content: bytes, width: int) -> None:
+    assert _restored(_regrouped(content, width), width) == content
+
+
+def test_bytes_are_grouped_by_place() -> None:
+    assert _regrouped(b"abcdefghij", 4) == b"aebfcgdh" + b"ij"
