@@ -14,7 +14,6 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from align.report.printable import printable
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
 from launch.cluster.commands import add_commands as add_submit_commands
 from launch.cluster.running import observed, show_report
@@ -38,7 +37,6 @@ from launch.masked_logs import mask_logs
 from launch.serving.commands import add_commands as add_serve_commands
 from rollouts.errors import KeelError, UserError
 from rollouts.machine.stopping import TERMINATED
-from rollouts.machine.variables import masked
 
 INTERRUPTED = 130
 """Exit code of a run that Ctrl-C ended, as shells have it."""
@@ -176,6 +174,7 @@ def config_show(
     """Print a campaign as it was understood."""
     file = load(campaign, overrides)
     from align.report.settings import resolved_lines, stated_yaml
+    from rollouts.machine.variables import masked
 
     text = "\n".join(resolved_lines(file)) if resolved else stated_yaml(file)
     typer.echo(masked(text, os.environ))
@@ -268,6 +267,8 @@ def main() -> None:
         typer.echo("aborted", err=True)
         sys.exit(1)
     except KeelError as error:
+        from align.report.printable import printable
+
         typer.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except SystemExit as ended:

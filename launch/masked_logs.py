@@ -6,15 +6,15 @@ import logging
 import os
 from typing import Any
 
-from align.report.printable import printable
-from rollouts.machine.variables import masked
-
 
 def mask_logs() -> None:
     """Mask the message of every log record of this process, whichever library writes it."""
     make = logging.getLogRecordFactory()
 
     def masking(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        from align.report.printable import printable
+        from rollouts.machine.variables import masked
+
         record = make(*args, **kwargs)
         try:
             message = record.getMessage()

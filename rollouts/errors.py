@@ -17,8 +17,6 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from rollouts.machine.variables import masked
-
 
 class KeelError(Exception):
     """A failure described for the person who has to act on it.
@@ -40,6 +38,8 @@ class KeelError(Exception):
         cause: str | None = None,
         remedy: str | None = None,
     ) -> None:
+        from rollouts.machine.variables import masked  # Help is shown without it.
+
         # An error goes into logs, the ledger and the report: a library's message may hold a password.
         self.what = masked(what, os.environ)
         self.cause = None if cause is None else masked(cause, os.environ)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 import psutil
 
@@ -22,7 +22,10 @@ class ListeningSocket:
     @property
     def is_loopback(self) -> bool:
         """True if only this machine can reach it."""
-        return ip_address(self.host).is_loopback
+        address = ip_address(self.host)
+        # A socket for both families shows 127.0.0.1 as ::ffff:127.0.0.1.
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return (mapped or address).is_loopback
 
     def __str__(self) -> str:
         return f"{self.owner} on {self.host}:{self.port}"

@@ -22,7 +22,7 @@ from rewards.environments.plan import EnvironmentsPlan
 from rewards.isolation.process import START_S
 from rewards.pending import LoopThread
 from rollouts.episodes.environment import EpisodeRules, Observation, Outcome, Schema, ToolCall
-from rollouts.errors import first_line
+from rollouts.errors import RunError, first_line
 from rollouts.types import Message, Prompt
 
 PLACE_S = 300.0
@@ -259,7 +259,8 @@ class PlacedEnvironments:
             self._first_starts = ()
         while not (ready := [each for each in self._hosts.values() if each.is_ready]):
             if not self._starts:
-                raise DeadEnvironment(f"no node holds environments any more: {self._last_loss}")
+                reason = self._last_loss or "they were ended before an episode began"
+                raise DeadEnvironment(f"no node holds environments any more: {reason}")
             await asyncio.wait(self._starts, return_when=asyncio.FIRST_COMPLETED)
         return min(ready, key=lambda running: running.num_episodes)
 
@@ -276,7 +277,7 @@ class PlacedEnvironments:
         granted = {n: os.environ[n] for n in self.plan.limits.variables if n in os.environ}
         try:
             await self._ask(running, "start", granted, limit_s=PLACE_S)
-        except DeadEnvironment:
+        except RunError:  # Also where no cluster is left to launch another one on.
             return
         running.is_ready = True
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch.cluster import cluster
+from launch.cluster.local_ray.sockets import ListeningSocket, listening_sockets
 from rollouts.errors import RunError, UserError
 from rollouts.machine.variables import is_secret
 
@@ -93,6 +94,26 @@ def test_a_closed_port_is_a_clear_error(listener: int) -> None:
 )
 def test_loopback(host: str, expected: bool) -> None:
     assert cluster.is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "reachable"),
+    [
+        ("127.0.0.1", False),
+        ("::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::", True),
+        ("0.0.0.0", True),
+    ],
+)
+def test_sockets_that_other_machines_reach(host: str, reachable: bool) -> None:
+    listening = ListeningSocket(host=host, port=1, owner="raylet")
+    assert listening.is_loopback is not reachable
+    assert str(listening) == f"raylet on {host}:1"
+
+
+def test_listening_sockets_of_this_process(listener: int) -> None:
+    assert listener in {each.port for each in listening_sockets() if each.is_loopback}
 
 
 @pytest.mark.parametrize(
