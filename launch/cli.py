@@ -1,7 +1,7 @@
 """The ``keel`` command. Every sub-command imports what it needs when it runs, so help is instant.
 
 Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 3 (with ``--strict``) a round was rejected,
-130 interrupted. ``keel judge``: 0 accepted, 1 rejected, 3 too few items, 4 not measured.
+130 interrupted, 143 terminated. ``keel judge``: 0 accepted, 1 rejected, 3 too few items, 4 not measured.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from launch.kubernetes.commands import kubernetes_app
 from launch.masked_logs import mask_logs
 from launch.serving.commands import add_commands as add_serve_commands
 from rollouts.errors import KeelError, UserError
+from rollouts.machine.stopping import TERMINATED
 
-INTERRUPTED, TERMINATED = 130, 143
-"""128 plus the numbers of SIGINT and SIGTERM, as shells have them."""
+INTERRUPTED = 130
+"""Exit code of a run that Ctrl-C ended, as shells have it."""
 GOES_ON = "finished rounds are kept; the same command goes on from there"
 """Second half of the last line of a run that was ended in order."""
 

@@ -29,7 +29,7 @@ def saying(text: str, say: Callable[[str], None], quiet_s: float | None = None) 
         pause = QUIET_S if quiet_s is None else quiet_s
         while not over.wait(pause):
             say(text)
-            pause = AGAIN_S
+            pause = max(pause, AGAIN_S)
 
     thread = threading.Thread(target=wait, name="keel-patience", daemon=True)
     thread.start()

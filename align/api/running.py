@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
@@ -20,6 +18,7 @@ from align.round.session import StartEngine
 from align.store.changes.settle import settle
 from rollouts.engines import backend_named
 from rollouts.errors import UserError
+from rollouts.machine.stopping import ended_by_sigterm
 
 STARTERS = "launch.cluster.engines"
 """Module of the functions that start engines. It is imported by name when a campaign runs: ``align`` knows
@@ -45,7 +44,7 @@ def run_observed(
     check_machine(config, "local" if here else address)
     trackers = [open_tracker(name, config.folder, config.name) for name in config.trackers]
     try:
-        with _ended_by_sigterm(), TrackedObserver(events, trackers) as tracked:
+        with _ended_unless_handled(), TrackedObserver(events, trackers) as tracked:
             starter = import_module(STARTERS)
             starting: AbstractContextManager[StartEngine] = (
                 starter.in_process_starter(tracked)
@@ -62,17 +61,13 @@ def run_observed(
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def _ended_unless_handled() -> Iterator[None]:
     """Make SIGTERM end the block in order by SystemExit, unless the program handles the signal itself."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
+    with ended_by_sigterm():
         yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def runs_in_process(config: CampaignConfig, wish: bool | None, address: str | None) -> bool:

@@ -41,7 +41,7 @@ from align.config.learning import OptimizerConfig, SamplingConfig, listed
 from align.config.mergers import merger_from
 from align.config.mergers.rules import check_merge
 from align.config.mergers.settings import MergeConfig
-from align.config.policy import EngineConfig, LoraConfig, PolicyConfig
+from align.config.policy import EngineConfig, LoraConfig, PolicyConfig, WaitsConfig
 from align.config.repair import RepairConfig
 from align.config.replay.replay import ReplayConfig
 from align.config.retention.anchors import AnchorConfig, AnchorsConfig
@@ -378,6 +378,8 @@ class CampaignConfig(StoreSettings):
     """Trackers that get the metrics besides ``metrics.jsonl``; each needs the extra of its name."""
     references: ReferencesConfig = ReferencesConfig()
     """Campaigns that the summary numbers are compared with; they decide nothing."""
+    waits: WaitsConfig = WaitsConfig()
+    """Deadlines of a run's waits on its own processes, and on the runner before it."""
     keep_rollouts: Annotated[int, Field(ge=1)] | Literal["all", "none"] = 50
     """Number of a round's last steps whose rollouts are kept as tables."""
 
@@ -489,6 +491,7 @@ class CampaignConfig(StoreSettings):
                 "serving": True,
                 "trackers": True,
                 "references": True,
+                "waits": True,
                 "keep_rollouts": True,
                 "policy": resources,
                 "rounds": {"__all__": {*ScheduleSettings.model_fields, "remember"}},

@@ -322,3 +322,22 @@ class EngineConfig(Settings):
         if name not in ENGINES:
             raise ValueError(f"there is no engine backend {name!r}; {nearest(name, list(ENGINES))}")
         return name
+
+
+class WaitsConfig(Settings):
+    """Waits of a run on its own processes, and on the runner before it.
+
+    Those on engines are ``rollouts.start_deadline_s`` and ``rollouts.deadline_s``, and those on rewards
+    ``deadline_s`` and ``sample_deadline_s`` of each.
+    """
+
+    silence_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds of a wait after which the run says what it waits for, and again each time it has waited twice
+    as long."""
+    ranks_start_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds that learner ranks may take to start."""
+    ranks_s: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds that a call of the learner ranks may take before the run stops."""
+    lease_s: Annotated[float, Field(ge=1)] = 120.0
+    """Silence after which a runner on another host, or in another PID namespace, counts as dead. It renews
+    its lease of the store eight times as often, however long its steps are."""

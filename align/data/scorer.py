@@ -64,6 +64,12 @@ class Scorer:
         """All rubrics by round name; that of the round's own prompts has the empty name."""
         return ({} if self.new is None else {"": self.new}) | dict(self.past)
 
+    @property
+    def part_names(self) -> str:
+        """Names of the rewards, for a line."""
+        parts = (part.name for rubric in self.rubrics.values() for part in rubric.parts)
+        return ", ".join(dict.fromkeys(parts)) or "none"
+
     def failures(self) -> dict[str, Any]:
         """Return the counts of failures so far, as JSON values for the learner's checkpoint."""
         return {name: rubric.failures.to_dict() for name, rubric in self.rubrics.items()}

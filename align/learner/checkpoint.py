@@ -2,7 +2,7 @@
 
     folder/step-00000012/checkpoint.json      which round and step, counters, sha256 of the other files
     folder/step-00000012/rank-0.safetensors   trained weights, moments and generator state of one rank
-    folder/staging/                           being written; never read
+    folder/staging/<uuid>/                    being written; never read
 
 A checkpoint becomes visible as a whole or not at all, only the newest is kept, and every byte is verified
 before a single weight is touched. The prompts of a step follow from its number, so there is no data cursor.
@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from align.learner.ranks.ranks import Ranks
 from align.learner.ranks.sharding import local
 from align.store.durable import sync
 from align.store.run_folder import CHECKPOINT, STAGING, checkpoint_at, checkpoints_in
+from align.store.snapshots.staging import clear_abandoned, staged
 
 WEIGHTS, CRITIC, TEACHER, RETENTION = "weights/", "critic/", "teacher/", "retention/"
 MOMENTS, GENERATOR = "optimizer/", "generator/"
@@ -80,16 +82,20 @@ def save_checkpoint(
     """Write a checkpoint and remove the ones before it. All ranks call this together."""
     from safetensors.torch import save_file
 
-    ranks, staging = state.ranks, folder / STAGING
-    if ranks.rank == 0:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    ranks.exchange(None)
-    path = staging / file_of(ranks.rank)
-    save_file(_tensors(state), path)
-    sync(path)
-    files = ranks.exchange((path.name, _sha256(path)))
-    if ranks.rank == 0:
+    ranks = state.ranks
+    with ExitStack() as stack:
+        new_folder: Path | None = None
+        if ranks.rank == 0:
+            clear_abandoned(folder / STAGING)
+            new_folder = stack.enter_context(staged(folder / STAGING))
+        staging = ranks.exchange(new_folder)[0]
+        assert staging is not None
+        path = staging / file_of(ranks.rank)
+        save_file(_tensors(state), path)
+        sync(path)
+        files = ranks.exchange((path.name, _sha256(path)))
+        if ranks.rank > 0:
+            return
         manifest = Checkpoint(
             step=step,
             identity=dict(identity),

@@ -27,6 +27,7 @@ from align.round.reward_models import resolved
 from align.round.session import Session, seed_of
 from align.round.times.clock import phase
 from rewards.rubric import Rubric, build_rubric
+from rollouts.machine.stopping import signal_of
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt, SnapshotId
 
@@ -68,11 +69,8 @@ def begun_round(index: int, spec: RoundConfig, session: Session) -> Iterator[Rou
 
 def failure_of(error: BaseException) -> str:
     """Return the reason for which an attempt at a round failed, for the ledger."""
-    signalled = isinstance(error, SystemExit) or (
-        isinstance(error, KeyboardInterrupt) and not str(error)
-    )
-    if signalled:
-        return "the run was interrupted; the next one goes on with it"
+    if name := signal_of(error):
+        return f"the run was stopped by {name}; the next one goes on with it"
     return str(error) or repr(error)
 
 

@@ -136,6 +136,7 @@ def begun_sampling(
             weights=session.learner.weights,
             encoder=session.encoder,
             note=session.observer.note,
+            silence_s=session.config.waits.silence_s,
         )
     with closing(rollouts):
         yield training, rollouts

@@ -25,6 +25,7 @@ from align.algorithms.rows import Row
 from align.data.mixture import Draw
 from align.data.scorer import Scoring
 from align.round.times.clock import phase
+from rewards.patience import saying
 from rollouts.collect import PendingRollouts, Sampler, begin
 from rollouts.engines.protocol import (
     InFlightEngine,
@@ -35,6 +36,7 @@ from rollouts.engines.protocol import (
 )
 from rollouts.engines.recorded import Recorded, from_json, to_json
 from rollouts.episodes.figures import episode_metrics
+from rollouts.machine.silence import SILENCE_S
 from rollouts.prompts import PromptEncoder
 from rollouts.types import ScoredGroup, WeightVersion
 
@@ -79,6 +81,8 @@ class StepSampler:
     encoder: PromptEncoder
     note: Callable[[str], None]
     """Takes a line for a person."""
+    silence_s: float = SILENCE_S
+    """Seconds of a wait for rewards that need no line."""
     _engine_step: int = 0
     """Learner steps behind the weights that the engines hold."""
     _pending: dict[int, PendingStep] = field(default_factory=dict)
@@ -228,7 +232,8 @@ class StepSampler:
     @phase("scoring")
     def _result(self, scoring: Scoring) -> list[ScoredGroup]:
         """Wait for what the rewards have not answered yet."""
-        with self._timed("time/scoring_s"):
+        waited_for = f"{self.plan.spec.name}: waiting for rewards ({self.plan.scorer.part_names})"
+        with self._timed("time/scoring_s"), saying(waited_for, self.note, self.silence_s):
             return scoring.result()
 
     @contextmanager

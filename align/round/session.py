@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -31,6 +32,7 @@ from align.store.ledger.ledger import Ledger
 from align.store.run_folder import RunFolder
 from align.store.snapshots.contained import copy_contained
 from align.store.snapshots.snapshots import CODE, Provenance, Snapshot
+from align.store.snapshots.staging import staged
 from align.store.store import Store, open_store
 from rollouts.engines.protocol import RolloutEngine
 from rollouts.prompts import PromptEncoder
@@ -116,7 +118,7 @@ def claim_store(
     config, stated = settled.config, settled.stated
     store = open_store(config, settled.ledger)
     ledger = store.ledger
-    with ledger.lease() as lease:
+    with ledger.lease(expiry_s=config.waits.lease_s, note=note) as lease:
         amended = ledger.open_campaign(
             stated.name,
             stated.content(),
@@ -130,9 +132,11 @@ def claim_store(
             note(f"the campaign file was amended: {sentence}")
         store.pull(checkpoints=True)
         store.sweep()
+        if lease.predecessor == "ended":
+            store.remove_unfinished()
         for slot in amended.vacated:
             store.forget_checkpoints(slot.index, slot.name)
-        store.snapshots.clean()
+        store.snapshots.clean(remote=lease.predecessor != "unknown")
         moves, base = ledger.alias_moves(), None
         if not moves:
             base = take_base(inputs.model, config.policy, store.snapshots, config.hash())
@@ -349,7 +353,7 @@ def open_session(
             engine = start_engine(claim.evidence.config, folder, inputs.context)
             stack.callback(engine.close)
             stack.callback(inputs.close)
-            learner = _load_learner(claim, stack)
+            learner = _load_learner(claim, observer.note, stack)
         if claim.unconfirmed_base is not None:
             with phase("start-up"):  # Waits until the engines are up.
                 engine.sync(learner.weights("base"))
@@ -366,22 +370,22 @@ def open_session(
         )
 
 
-def _load_learner(claim: StoreClaim, stack: ExitStack) -> Learner | LearnerGroup:
-    from tempfile import TemporaryDirectory
-
+def _load_learner(
+    claim: StoreClaim, note: Callable[[str], None], stack: ExitStack
+) -> Learner | LearnerGroup:
     from align.learner.learner import Learner
     from align.learner.ranks.group import LearnerGroup
 
     config = claim.evidence.config
-    scratch = stack.enter_context(TemporaryDirectory(prefix="adapters-", dir=config.folder))
-    kind: type[Learner] | type[LearnerGroup] = Learner
+    scratch = stack.enter_context(staged(claim.evidence.store.paths.staging))
+    kind: Callable[..., Learner | LearnerGroup] = Learner
     if config.policy.ranks > 1:
-        kind = LearnerGroup
+        kind = partial(LearnerGroup, waits=config.waits, note=note)
     learner = kind(
         claim.folder_of(claim.base),
         config.policy,
         folder_of=claim.folder_of,
-        scratch=Path(scratch),
+        scratch=scratch,
         tolerance=config.rollouts.probe_tolerance,
     )
     if isinstance(learner, LearnerGroup):

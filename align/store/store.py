@@ -26,7 +26,7 @@ from align.store.remote import Remote
 from align.store.run_folder import CHECKPOINT, checkpoints_in
 from align.store.snapshots.snapshots import SnapshotStore
 from align.store.stored_files import RUN_AGAIN, StoredFiles, fault_of
-from align.store.superseded import superseded_in
+from align.store.superseded import scratch, superseded_in, unfinished
 
 
 class Store:
@@ -70,6 +70,13 @@ class Store:
             with suppress(FileNotFoundError):  # A runner may be replacing it meanwhile.
                 here[name] = (self.folder / name).stat().st_size
         return far | here
+
+    def remove_unfinished(self) -> None:
+        """Remove files that a run was writing when it was killed. Nobody else may be writing any."""
+        for path in unfinished(self.folder):
+            path.unlink(missing_ok=True)
+        for folder in scratch(self.folder):
+            rmtree(folder)
 
     def withdraw(self, paths: Iterable[str]) -> None:
         """Remove files that the ledger no longer names, here and behind the URL; paths are the store's."""

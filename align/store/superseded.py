@@ -27,7 +27,7 @@ REPLAYED = re.compile(rf"replay/(?:examples-|history-)?([0-9a-f]{{{DIGITS}}})\.j
 """Prompts, examples and history of a round. The group is its snapshot."""
 BULK = re.compile(r"rounds/(\d+)-([^/]+)/attempt-(\d+)/(?:[^/]+/)?(critic|artifacts|output)/.+")
 """Large files of an attempt. The groups are the round's index and name, the attempt, and the folder."""
-UNFINISHED = re.compile(r"\..+\.(?:[0-9a-f]{32}|again)")
+UNFINISHED = re.compile(r"\..+\.(?:[0-9a-f]{32}|again|\d+\.tmp)")
 """Name of a file that was to take another one's place."""
 SCRATCH = "adapters-*"
 """Folders of a runner's temporary adapters."""

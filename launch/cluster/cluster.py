@@ -20,7 +20,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -34,9 +33,11 @@ from types import FrameType
 
 from launch.cluster.local_ray.folder import latest_logs, ray_folder, sessions_folder
 from launch.cluster.local_ray.start import start_patiently
+from launch.cluster.local_ray.sweeper import swept
 from rollouts.errors import RunError, UserError
 from rollouts.machine.memory import shared_memory, total_memory
 from rollouts.machine.object_store import store_bytes
+from rollouts.machine.stopping import ended_by_sigterm
 from rollouts.machine.variables import passed_on
 
 GIB = 1024**3
@@ -115,32 +116,15 @@ def connect(
             cause="Ray ends its processes together with the thread that started them",
         )
     secure_token_file(os.environ, create=local)
-    with _sigterm_given_back():
+    with ended_by_sigterm() as end_on_sigterm, swept(local) as marks:
         try:
-            with _actor_environment(keep):
+            with _actor_environment(keep, marks):
                 info = _start(init, timeout_s, note) if local else _init(init, timeout_s)
-            _end_on_sigterm()
+            end_on_sigterm()
             cpus = int(ray.cluster_resources().get("CPU", 0))
             yield Cluster(address=str(info["gcs_address"]), local=local, num_cpus=cpus)
         finally:
             ray.shutdown()
-
-
-def _end_on_sigterm() -> None:
-    """Make SIGTERM end the run in order: Ray's own handler prints a stack and leaves at once."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
-
-
-@contextmanager
-def _sigterm_given_back() -> Iterator[None]:
-    """Leave SIGTERM as the program had it that runs the block, such as a notebook."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 def _local_options(
@@ -331,7 +315,9 @@ def _write_once(path: Path, token: str) -> None:
 
 
 @contextmanager
-def _actor_environment(keep: Sequence[str]) -> Iterator[None]:
+def _actor_environment(
+    keep: Sequence[str], marks: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Set `os.environ` to what Ray's actors inherit while Ray starts; restore it afterwards.
 
     What Ray itself sets in between (RAY_AUTH_MODE) stays: its later calls read it.
@@ -340,6 +326,7 @@ def _actor_environment(keep: Sequence[str]) -> Iterator[None]:
     changes: dict[str, str | None] = {
         "PYTHONPATH": os.pathsep.join(path),
         "RAY_USAGE_STATS_ENABLED": "0",
+        **(marks or {}),
     }
     passed = passed_on(os.environ, keep)
     changes |= {name: None for name in os.environ if name not in passed and name not in changes}

@@ -80,6 +80,7 @@ def engine_starter(
                 max_restarts=config.rollouts.max_restarts,
                 in_flight=any(spec.sampling.in_flight for spec in config.rounds),
                 note=observer.note,
+                silence_s=config.waits.silence_s,
             )
 
         yield start

@@ -38,11 +38,13 @@ def observed(
     from align.report.trackers.observer import TrackedObserver
     from align.store.changes.settle import settle
     from launch.cluster.engines import engine_starter
+    from rollouts.machine.stopping import ended_by_sigterm
 
     settle(config).check()
     check_machine(config, address)
     trackers = [open_tracker(name, config.folder, config.name) for name in config.trackers]
     with (
+        ended_by_sigterm(),
         LiveProgress(report_console()) as progress,
         TrackedObserver(progress, trackers) as observer,
         engine_starter(address, observer, insecure=insecure, wait_s=wait_s) as start_engine,

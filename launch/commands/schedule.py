@@ -240,8 +240,6 @@ def _run(
     from align.errors import StoreBusy
     from launch.cluster.running import observed, show_report
 
-    # As an interrupt does: the round is written down as stopped, and everything it started ends.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with observed(config, address=address, insecure=insecure, wait_s=wait_s) as watch:
             start_engine, observer = watch

@@ -104,6 +104,7 @@ class Dispatch:
                     call = call.options(num_returns="streaming")
                 ref = call.remote([self._items[i] for i in chunk])
                 slot.busy = True
+                slot.silence.restart()
                 deadline = time.monotonic() + self._deadline_s
                 self._flights[ref] = _Flight(
                     slot=slot, chunk=chunk, deadline=deadline, left=set(chunk)
@@ -116,7 +117,8 @@ class Dispatch:
         starting = {slot.starting[-1]: slot for slot in self._fleet.slots if slot.starting}
         deadlines = [flight.deadline for flight in self._flights.values()]
         deadlines += [slot.deadline for slot in starting.values()]
-        timeout = max(0.0, min(deadlines) - time.monotonic())
+        silences = [flight.slot.silence.left_s for flight in self._flights.values()]
+        timeout = max(0.0, min([min(deadlines) - time.monotonic(), *silences]))
         done, _ = ray.wait([*self._flights, *starting], num_returns=1, timeout=timeout)
         for ref in done:
             if ref in starting:
@@ -138,6 +140,10 @@ class Dispatch:
                 reason = f"no answer within {self._deadline_s:g} s"
                 self._fleet.replace(flight.slot, reason)
                 self._retry(flight, reason, blame_items=False)
+            else:
+                what = "scores" if self._verb == "score" else "prompts"
+                owed = f"{len(flight.left)} {what}"
+                self._fleet.tell_silent(flight.slot, owed, self._deadline_s)
 
     def _land(self, ref: Any, flight: _Flight) -> None:
         """Take what a call has brought: answers, or a failure, after which the rest is queued again."""
@@ -168,6 +174,7 @@ class Dispatch:
     def _keep(self, results: Iterable[tuple[int, Any]], flight: _Flight) -> None:
         """Keep the answers that have come to some items of a chunk."""
         flight.slot.failures = 0
+        flight.slot.silence.restart()
         for position, result in results:
             index = flight.chunk[position]
             flight.left.discard(index)

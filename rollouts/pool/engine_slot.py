@@ -27,6 +27,7 @@ from rollouts.engines.protocol import (
     WeightUpdate,
 )
 from rollouts.engines.turns import conversation_with
+from rollouts.machine.silence import Silence
 from rollouts.pool.placement import Bundle, Room
 
 MAIL = "mail"
@@ -153,6 +154,8 @@ class EngineSlot:
     """Failures in a row; an answered call ends the row."""
     tokens: int = 0
     """Tokens its engines sampled so far."""
+    silence: Silence = field(default_factory=Silence)
+    """Time since its engine was given work or answered."""
 
     @property
     def idle(self) -> bool:

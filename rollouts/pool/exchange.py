@@ -74,6 +74,11 @@ class EngineLine:
         return sum(turn.request.n for turn, _ in self.turns.values())
 
     @property
+    def owes(self) -> int:
+        """Number of requests that the engine was sent and has not answered."""
+        return len(self.turns) - len(self.unsent)
+
+    @property
     def is_open(self) -> bool:
         """True if the engine takes more requests."""
         return self.slot.idle and not any(turn.is_suspect for turn, _ in self.turns.values())
@@ -86,7 +91,7 @@ class EngineLine:
     @property
     def is_quiet(self) -> bool:
         """True if the engine works on nothing."""
-        return self.stream is None and not self.asks and len(self.turns) == len(self.unsent)
+        return self.stream is None and not self.asks and not self.owes
 
 
 class Exchange:
@@ -197,7 +202,8 @@ class Exchange:
         deadlines = [slot.deadline for slot in self._fleet.slots if slot.starting]
         deadlines += [d for line in self._lines.values() for _, d in line.turns.values()]
         next_deadline = min(deadlines, default=math.inf)
-        return max(0.0, min(LOOK_S, next_deadline - time.monotonic()))
+        silences = [line.slot.silence.left_s for line in self._lines.values() if line.owes]
+        return max(0.0, min([LOOK_S, next_deadline - time.monotonic(), *silences]))
 
     def abandon(self, failure: BaseException) -> None:
         """End all conversations that have requests under way; the engines finish them for nobody."""
@@ -224,6 +230,8 @@ class Exchange:
         return engine_for(turn.request.n, loads, self._max_num_seqs, home)
 
     def _send(self, line: EngineLine) -> None:
+        if not line.owes:
+            line.slot.silence.restart()
         turns, line.unsent = line.unsent, []
         deadline = time.monotonic() + self._deadline_s
         line.turns |= {turn.request.id: (turn, deadline) for turn in turns}
@@ -261,7 +269,7 @@ class Exchange:
             results = ray.get(next(line.stream))
         except StopIteration:
             line.stream = None
-            if not line.asks and len(line.turns) > len(line.unsent):
+            if not line.asks and line.owes:
                 self._retry(line, "it left out requests", blame_turns=True)
         except ray.exceptions.RayTaskError as error:
             line.stream = None
@@ -279,6 +287,7 @@ class Exchange:
 
     def _keep(self, line: EngineLine, result: SampleResult) -> None:
         line.slot.failures = 0
+        line.slot.silence.restart()
         turn, _ = line.turns.pop(result.id, (None, 0.0))
         if turn is None:
             return  # Another engine had been asked for it before the answer came.
@@ -304,6 +313,8 @@ class Exchange:
                 reason = f"no answer within {self._deadline_s:g} s"
                 self._replace(line, reason)
                 self._retry(line, reason, blame_turns=False)
+            elif line.owes:
+                self._fleet.tell_silent(line.slot, f"{line.owes} prompts", self._deadline_s)
 
     def _replace(self, line: EngineLine, reason: str) -> None:
         line.stream, line.asks = None, {}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rollouts.errors import KeelError, RunError
+from rollouts.machine.silence import SILENCE_S, Silence
 from rollouts.pool.engine_slot import EngineSlot, Launch
 from rollouts.pool.placement import Room, told
 from rollouts.types import WeightVersion
@@ -25,11 +26,17 @@ class Fleet:
         launch: how to start an engine.
         num_engines: how many.
         max_restarts: how often in a row one engine may fail before `RunError`.
-        note: told what is waited for at the start, and how long it took.
+        note: told what is waited for: at the start, and where an engine is silent.
+        silence_s: seconds without an answer after which an engine is named.
     """
 
     def __init__(
-        self, launch: Launch, num_engines: int, max_restarts: int, note: Note = lambda _: None
+        self,
+        launch: Launch,
+        num_engines: int,
+        max_restarts: int,
+        note: Note = lambda _: None,
+        silence_s: float = SILENCE_S,
     ) -> None:
         self._max_restarts, self._note, self._began = max_restarts, note, time.monotonic()
         self._ready = False
@@ -41,7 +48,8 @@ class Fleet:
         """Why each of the engines was that were replaced so far."""
         self._room = Room([launch.bundle] * num_engines)
         self.slots = [
-            EngineSlot(index=i, launch=launch, room=self._room) for i in range(num_engines)
+            EngineSlot(index=i, launch=launch, room=self._room, silence=Silence(after_s=silence_s))
+            for i in range(num_engines)
         ]
         for slot in self.slots:
             slot.fill(None)
@@ -106,6 +114,14 @@ class Fleet:
             slot.finish_start(self.version)
         except Exception as error:  # whatever the start raised, it is an engine that did not start
             self.replace(slot, reason_of(error))
+
+    def tell_silent(self, slot: EngineSlot, owed: str, deadline_s: float) -> None:
+        """Name an engine that has not answered for long; its deadline is still to come."""
+        if slot.silence.is_due():
+            self._note(
+                f"engine {slot.index} (process {slot.pid}) has not answered for "
+                f"{slot.silence.lasted_s:.0f} s: it owes {owed}, and is replaced after {deadline_s:g} s"
+            )
 
     def slow_start(self, slot: EngineSlot) -> str:
         """Explain why a start may have missed its deadline: the resources it needed, and those that

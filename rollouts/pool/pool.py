@@ -34,6 +34,7 @@ from rollouts.engines.turns import Waves
 from rollouts.engines.weight_transfer import to_host
 from rollouts.errors import RunError
 from rollouts.machine.fair_lock import FairLock
+from rollouts.machine.silence import SILENCE_S
 from rollouts.pool.balance import num_chunks, split
 from rollouts.pool.conversation import PoolConversation
 from rollouts.pool.dispatch import Dispatch, DispatchFailure, Verb
@@ -76,7 +77,9 @@ class EnginePool:
         deadline_s: seconds one call to one engine may take.
         max_restarts: how often in a row one engine may fail before the pool gives up.
         in_flight: engines take weights while they sample, see `deposit`.
-        note: told what is waited for while the engines start.
+        note: told what is waited for while the engines start, and which engine is silent.
+        silence_s: seconds without an answer after which an engine is named; half of ``deadline_s`` if that
+            is shorter.
         engine_factory: builds the engine inside its actor instead of ``config``; for tests.
 
     Raises:
@@ -95,6 +98,7 @@ class EnginePool:
         max_restarts: int = 3,
         in_flight: bool = False,
         note: Note = lambda _: None,
+        silence_s: float = SILENCE_S,
         engine_factory: EngineFactory | None = None,
     ) -> None:
         import ray
@@ -109,7 +113,8 @@ class EnginePool:
         self._open: list[Dispatch] = []
         self._in_flight = in_flight
         launch = _launch(config, engine_factory, bundle, start_deadline_s)
-        self._fleet = Fleet(launch, num_engines, max_restarts, note)
+        silence_s = min(silence_s, deadline_s / 2)
+        self._fleet = Fleet(launch, num_engines, max_restarts, note, silence_s)
         self.lock = FairLock()
         """Held by whoever changes what the engines do; a conversation waits for answers without it."""
         self.exchange = Exchange(
@@ -237,7 +242,6 @@ class EnginePool:
             return self._sync(update)
 
     def _sync(self, update: WeightUpdate) -> SyncReport:
-        import ray
 
         self._finish_all()
         start = time.perf_counter()
@@ -252,7 +256,7 @@ class EnginePool:
                 slot.starting.append(ref)
             else:
                 refs[ref] = slot
-        done, late = ray.wait(list(refs), num_returns=len(refs), timeout=self._deadline_s)
+        done, late = self._wait_for(refs, f"the load of {update.version!r}")
         for ref in late:
             self._fleet.replace(refs[ref], f"its sync took longer than {self._deadline_s:g} s")
         reports = [self._checked_sync(ref, refs[ref]) for ref in done]
@@ -282,7 +286,6 @@ class EnginePool:
             return self._deposit(update)
 
     def _deposit(self, update: WeightUpdate) -> SyncReport:
-        import ray
 
         start = time.perf_counter()
         self._fleet.wait_ready()
@@ -295,7 +298,7 @@ class EnginePool:
             else:
                 call = slot.actor.deposit.options(concurrency_group=MAIL)
                 refs[call.remote(self._fleet.weights)] = slot
-        on_time, late = ray.wait(list(refs), num_returns=len(refs), timeout=self._deadline_s)
+        on_time, late = self._wait_for(refs, f"the receipt of {update.version!r}")
         num_engines = sum(map(_has_taken, on_time))
         for ref in late:
             refs[ref].end_actor()
@@ -317,6 +320,25 @@ class EnginePool:
         # The version before goes first: the object store never has to hold two of a large model.
         self._fleet.weights, self._fleet.version = None, update.version
         self._fleet.weights = ray.put(update)
+
+    def _wait_for(
+        self, refs: Mapping[Any, EngineSlot], owed: str
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Wait for one call of each engine; return the calls that ended, and those that are late."""
+        import ray
+
+        until = time.monotonic() + self._deadline_s
+        for slot in refs.values():
+            slot.silence.restart()
+        waiting: Sequence[Any] = list(refs)
+        while True:
+            left_s = until - time.monotonic()
+            pause_s = min([left_s, *(refs[ref].silence.left_s for ref in waiting)])
+            _, waiting = ray.wait(list(refs), num_returns=len(refs), timeout=max(0.0, pause_s))
+            if not waiting or left_s <= 0:
+                return [ref for ref in refs if ref not in set(waiting)], waiting
+            for ref in waiting:
+                self._fleet.tell_silent(refs[ref], owed, self._deadline_s)
 
     def _checked_sync(self, ref: Any, slot: EngineSlot) -> SyncReport | None:
         """Return the report of an engine that has the new version; None if it died and is replaced."""

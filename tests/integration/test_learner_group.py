@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from align.config.campaign import (
     PolicyConfig,
     RoundSettings,
 )
+from align.config.policy import WaitsConfig
 from align.config.retention.methods import EWCConfig, L2SPConfig
 from align.errors import SnapshotError
 from align.learner.heads.critic import Critic
@@ -40,6 +42,7 @@ from tests.unit.tiny import row, save_model
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+NOTES: list[str] = []
 IDENTITY = {"config": "abc", "parent": "base"}
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"gradient_checkpointing": True},
@@ -88,8 +91,8 @@ def groups(
                 folder_of=lambda _: base,
                 scratch=tmp_path_factory.mktemp(kind),
                 tolerance=1e9,
-                start_deadline_s=patient(120),
-                deadline_s=patient(60),
+                waits=WaitsConfig(ranks_start_s=patient(120), ranks_s=patient(60), silence_s=1.0),
+                note=NOTES.append,
             )
         return alive[kind]
 
@@ -282,10 +285,13 @@ def test_a_rank_that_does_not_answer_is_named(groups: Callable[[str], LearnerGro
     group = groups("lora")
     training = begin(group, "lora")
     # The other rank's answer must come in time, on a busy machine too.
-    group._deadline_s = patient(6)
+    group._waits = WaitsConfig(ranks_s=patient(9), silence_s=1.0)
+    NOTES.clear()
     os.kill(group.pids[1], signal.SIGSTOP)
-    with pytest.raises(RunError, match=f"rank 1 did not answer within {patient(6):g} s"):
+    with pytest.raises(RunError, match=f"rank 1 did not answer within {patient(9):g} s"):
         training.divergence(list(BATCHES[0].rows), "base")
+    assert re.search(r"divergence: no answer for \d+ s, and the run stops after", NOTES[0])
+    assert NOTES[0].endswith("rank 1 gives no sign of life")
     assert_gone(group.pids)
 
 
@@ -296,7 +302,7 @@ def test_more_ranks_than_room_are_refused(base: Path, tmp_path: Path) -> None:
             PolicyConfig(model="tiny", ranks=99),
             folder_of=lambda _: base,
             scratch=tmp_path,
-            start_deadline_s=1,
+            waits=WaitsConfig(ranks_start_s=1),
         )
 
 

@@ -50,8 +50,9 @@ from tests.unit.align.store.test_leases import (  # noqa: F401
     test_a_lease_is_released_by_an_exception,
     test_a_replaced_runner_does_not_release_its_successors_lease,
     test_a_reused_pid_is_not_the_owner,
+    test_a_runner_elsewhere_is_not_replaced_while_it_renews_in_a_long_step,
     test_a_second_lease_is_refused_while_the_first_lives,
-    test_another_host_is_trusted_until_its_heartbeat_expires,
+    test_a_silent_runner_elsewhere_is_replaced_and_told,
     test_i10_of_six_processes_on_a_fresh_store_exactly_one_wins,
 )
 from tests.unit.align.store.test_ledger import (  # noqa: F401

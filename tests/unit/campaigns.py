@@ -100,7 +100,7 @@ class Copying(Watcher):
         copytree(self._store, copy)
         with closing(sqlite3.connect(copy / "ledger.db")) as ledger, ledger:
             # The process that holds the lease is this one, and lives.
-            ledger.execute("UPDATE claims SET process_started = 0")
+            ledger.execute("UPDATE lease_renewals SET start_ticks = 0")
 
 
 class Starter:

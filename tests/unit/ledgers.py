@@ -7,7 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,10 @@ def state(ledger: Ledger) -> list[tuple[str, str, int]]:
     return [(record.name, record.state, record.attempt) for record in ledger.rounds()]
 
 
-def python(script: str, *arguments: str) -> subprocess.Popen[str]:
+def python(script: str, *arguments: str, before: Sequence[str] = ()) -> subprocess.Popen[str]:
     root = str(Path(__file__).parents[2])
     return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
+        [*before, sys.executable, "-c", script, *arguments],
         env={**os.environ, "PYTHONPATH": root},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

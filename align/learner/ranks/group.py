@@ -15,6 +15,7 @@ snapshots and checkpoints from the same folders. Ray must be running; the group 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -22,15 +23,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.config.campaign import PolicyConfig, RoundSettings
+from align.config.policy import WaitsConfig
 from rollouts.engines.protocol import WeightUpdate
 from rollouts.engines.stored_tensor import read_stored
 from rollouts.errors import KeelError, RunError
 from rollouts.machine.device import resolve_device
 from rollouts.machine.processor import quickest_dtype
-from rollouts.pool.fleet import reason_of
+from rollouts.machine.silence import Silence
+from rollouts.pool.fleet import Note, reason_of
 from rollouts.pool.placement import Room, on_one_machine, told
 from rollouts.types import Mix, PromptIds, SnapshotId
 
@@ -44,6 +48,12 @@ Part = Literal["rank", "learner", "training"]
 """Object of a rank that a call goes to; the training is the one that was begun last."""
 HOST = "127.0.0.1"
 WHERE = "learner ranks"
+SIGNS = "signs"
+"""Concurrency group of `RankActor.sign`, which answers beside a running call."""
+SIGN_S = 5.0
+"""Seconds in which a rank that lives says what it does."""
+COLLECTIVES = "torch.distributed.distributed_c10d"
+"""Module of the calls in which a rank waits for the others."""
 GRACE_S = 5.0
 """Seconds that other ranks may take to report after one has failed: the first is often not the cause."""
 
@@ -57,6 +67,21 @@ class RankActor:
         self._learner: Any = None
         self._training: Any = None
         self._store: Any = None
+        self._caller = 0
+        """Thread of the running call."""
+
+    def sign(self) -> str:
+        """Say what the rank does at this moment; called on a thread of its own beside a running call."""
+        frame = sys._current_frames().get(self._caller)
+        activity = "has nothing to do"
+        while frame is not None:
+            module, function = str(frame.f_globals.get("__name__", "")), frame.f_code.co_name
+            if module == COLLECTIVES and function != "wrapper":
+                activity = f"waits for the others in {function}"
+            elif module.startswith("align.learner.") and activity == "has nothing to do":
+                activity = f"is in {module.removeprefix('align.learner.')}.{function}"
+            frame = frame.f_back
+        return activity
 
     def open_store(self) -> int:
         """Open the meeting point of all ranks; return its port, which nobody else can have taken."""
@@ -70,6 +95,7 @@ class RankActor:
         from align.learner.learner import Learner
         from align.learner.ranks.ranks import Ranks
 
+        self._caller = get_ident()
         cuda = torch.cuda.is_available()
         torch.distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -103,6 +129,7 @@ class RankActor:
         """Call a method; only the first rank's result travels, weights as arrays in host memory."""
         from rollouts.engines.weight_transfer import to_host
 
+        self._caller = get_ident()
         self._folders.update(folders)
         parts = {"rank": self, "learner": self._learner, "training": self._training}
         result = getattr(parts[part], method)(*args, **options)
@@ -195,8 +222,8 @@ class LearnerGroup:
         base: model folder, as for `Learner`.
         folder_of: folder of a snapshot, which every rank can read.
         scratch: folder for adapters on their way to the engines.
-        start_deadline_s: seconds the ranks may take to start.
-        deadline_s: seconds any one call may take.
+        waits: seconds that the ranks may take to start, and that any one call may take.
+        note: told which rank is waited for.
 
     Raises:
         RunError: Ray is not running, or the ranks did not start.
@@ -210,8 +237,8 @@ class LearnerGroup:
         folder_of: Callable[[SnapshotId], Path],
         scratch: Path,
         tolerance: float | None = None,
-        start_deadline_s: float = 300.0,
-        deadline_s: float = 1800.0,
+        waits: WaitsConfig = WaitsConfig(),  # noqa: B008  (frozen)
+        note: Note = lambda _: None,
     ) -> None:
         import ray
 
@@ -221,20 +248,21 @@ class LearnerGroup:
             raise RunError("Ray is not running", where=WHERE, remedy="set policy.ranks to 1")
         config = config.without_auto(quickest_dtype(resolve_device("auto")))
         self.tolerance = tolerance or TOLERANCE[config.dtype]
-        self._folder_of, self._deadline_s = folder_of, deadline_s
+        self._folder_of, self._waits, self._note = folder_of, waits, note
         self._folders: dict[SnapshotId, Path] = {}
         self._room: Room | None = None
         self._actors: list[Any] = []
         self.pids: list[int] = []
         """Process id of each rank."""
         try:
-            self._launch(config, start_deadline_s)
-            port = self._wait([self._actors[0].open_store.remote()], start_deadline_s, "start")[0]
+            self._launch(config, waits.ranks_start_s)
+            first = self._actors[0].open_store.remote()
+            port = self._wait([first], waits.ranks_start_s, "start")[0]
             options = {"scratch": scratch.absolute(), "tolerance": tolerance}
             starts = [
                 a.start.remote(port, base.absolute(), config, **options) for a in self._actors
             ]
-            self.pids = self._wait(starts, start_deadline_s, "start")
+            self.pids = self._wait(starts, waits.ranks_start_s, "start")
         except BaseException:
             self.close()
             raise
@@ -315,7 +343,7 @@ class LearnerGroup:
         if not self._actors:
             raise RunError("the learner's ranks are closed", where=WHERE)
         self._wait(
-            [self._actors[0].save_critic.remote(folder)], self._deadline_s, "save the critic"
+            [self._actors[0].save_critic.remote(folder)], self._waits.ranks_s, "save the critic"
         )
 
     def _launch(self, config: PolicyConfig, deadline_s: float) -> None:
@@ -339,8 +367,8 @@ class LearnerGroup:
                 "max_restarts": 0,
                 "runtime_env": {"env_vars": environment},
             }
-            actor = ray.remote(RankActor).options(**options)
-            self._actors.append(actor.remote(rank, config.ranks, self._deadline_s))
+            actor = ray.remote(concurrency_groups={SIGNS: 1})(RankActor).options(**options)
+            self._actors.append(actor.remote(rank, config.ranks, self._waits.ranks_s))
 
     def call(
         self,
@@ -366,7 +394,7 @@ class LearnerGroup:
         calls = [
             a.call.remote(self._folders, part, method, *shared, **options) for a in self._actors
         ]
-        return self._wait(calls, self._deadline_s, method)[0]
+        return self._wait(calls, self._waits.ranks_s, method)[0]
 
     def _wait(self, calls: list[Any], deadline_s: float, what: str) -> list[Any]:
         """Return results by rank. A failure is reported at once: other ranks may wait for it in vain."""
@@ -376,11 +404,19 @@ class LearnerGroup:
         failures: dict[int, Exception] = {}
         waiting = {call: rank for rank, call in enumerate(calls)}
         deadline = time.monotonic() + deadline_s
+        silence = Silence(after_s=min(self._waits.silence_s, deadline_s / 2))
+        silent: Mapping[int, str] = {}
         while waiting:
-            left = max(0.0, deadline - time.monotonic())
-            done, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
-            if not done:
+            left_s = max(0.0, min(deadline - time.monotonic(), silence.left_s))
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=left_s)
+            if not done and silence.is_due() and not failures:
+                lasted_s = silence.lasted_s
+                silent = self._signs(waiting.values())
+                self._tell(silent, lasted_s, deadline_s, what)
+            if not done and time.monotonic() >= deadline:
                 break
+            if not done:
+                continue
             rank = waiting.pop(done[0])
             try:
                 results[rank] = ray.get(done[0])
@@ -392,7 +428,36 @@ class LearnerGroup:
         alike = len(failures) == len(calls) and all(map(_error_for_people, failures.values()))
         if not alike:
             self.close()
-        raise _failure(failures, sorted(waiting.values()), deadline_s, what)
+        raise _failure(failures, silent or dict.fromkeys(waiting.values(), ""), deadline_s, what)
+
+    def _signs(self, ranks: Iterable[int]) -> dict[int, str]:
+        """Ask ranks what they do; a rank that cannot say it has an empty text."""
+        import ray
+
+        group = {rank: self._actors[rank].sign for rank in sorted(ranks)}
+        signs = {
+            sign.options(concurrency_group=SIGNS).remote(): rank for rank, sign in group.items()
+        }
+        done, _ = ray.wait(list(signs), num_returns=len(signs), timeout=SIGN_S)
+        texts = dict.fromkeys(group, "")
+        for sign in done:
+            with suppress(ray.exceptions.RayError):  # It died: its call says so.
+                texts[signs[sign]] = ray.get(sign)
+        return texts
+
+    def _tell(
+        self, signs: Mapping[int, str], lasted_s: float, deadline_s: float, what: str
+    ) -> None:
+        """Name the ranks that are waited for: those that give no sign of life, or what all of them do."""
+        mute = [rank for rank, text in signs.items() if not text]
+        # Long steps are no news, unless the deadline comes near.
+        if not mute and lasted_s < deadline_s / 4:
+            return
+        activities = [f"rank {r} {text or 'gives no sign of life'}" for r, text in signs.items()]
+        self._note(
+            f"{WHERE}, {what}: no answer for {lasted_s:.0f} s, and the run stops after "
+            f"{deadline_s:g} s; {', '.join(activities)}"
+        )
 
 
 def _error_for_people(error: Exception) -> KeelError | None:
@@ -402,15 +467,19 @@ def _error_for_people(error: Exception) -> KeelError | None:
 
 
 def _failure(
-    failures: Mapping[int, Exception], silent: list[int], deadline_s: float, what: str
+    failures: Mapping[int, Exception], signs: Mapping[int, str], deadline_s: float, what: str
 ) -> KeelError:
     """Return the error of the rank to blame: a dead one before one that complains about its peers."""
     import ray
 
     if not failures:
+        mute = [rank for rank, text in signs.items() if not text]
+        busy = [f"rank {rank} {text}" for rank, text in signs.items() if text]
+        cause = "a process that was stopped, or has neither cores nor memory"
         return RunError(
-            f"rank {', '.join(map(str, silent))} did not answer within {deadline_s:g} s",
+            f"rank {', '.join(map(str, mute or signs))} did not answer within {deadline_s:g} s",
             where=f"{WHERE}, {what}",
+            cause="; ".join([*([cause] if mute else []), *busy]),
             remedy="look for memory pressure on the machine, or take fewer ranks",
         )
     dead = {r: e for r, e in failures.items() if not isinstance(e, ray.exceptions.RayTaskError)}

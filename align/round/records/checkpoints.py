@@ -25,6 +25,7 @@ def keep_checkpoint(
     """Write down the training after ``step`` steps, where that is due, and what was sampled ahead."""
     if step % plan.spec.checkpoint_every == 0 and step < plan.spec.steps:
         with phase("checkpoints"):
+            session.claim.beat()  # A runner that was replaced must not remove its successor's.
             folder = session.checkpoint_folder(plan)
             extra = {
                 "failures": plan.scorer.failures(),

@@ -36,7 +36,7 @@ from align.store.ledger.collected import (
     note_collected,
     note_returned,
 )
-from align.store.ledger.leases import Lease, leased
+from align.store.ledger.leases import EXPIRY_S, Claimant, Lease, leased
 from align.store.ledger.records import (
     AliasMove,
     EvaluationRecord,
@@ -387,9 +387,21 @@ class Ledger:
             row = connection.execute(_evaluation(snapshot, suite_hash)).one_or_none()
         return None if row is None else EvaluationRecord(**row._mapping)
 
-    def lease(self, owner: str = "keel run") -> AbstractContextManager[Lease]:
-        """Hold the store as its only runner for a block; StoreBusy while another one lives."""
-        return leased(self._database, owner, self._clock)
+    def lease(
+        self,
+        owner: str = "keel run",
+        *,
+        expiry_s: float = EXPIRY_S,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> AbstractContextManager[Lease]:
+        """Hold the store as its only runner for a block; StoreBusy while another one lives.
+
+        Args:
+            expiry_s: silence after which this runner counts as dead for others that cannot look at it.
+            note: told if a silent runner has to be waited for.
+        """
+        claimant = Claimant(owner=owner, expiry_s=expiry_s, clock=self._clock, note=note)
+        return leased(self._database, claimant)
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")

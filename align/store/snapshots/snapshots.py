@@ -5,7 +5,7 @@ changed, and names the file. Nothing here loads weights or runs code, and pickle
 files of a model can where a campaign asks for them, and are verified like every other byte.
 Which snapshot is production is the ledger's business.
 
-    store/staging/<uuid>/     being written; never loadable, removed by `clean`
+    store/staging/<uuid>/     being written; never loadable, removed by `clean` once its writer is gone
     store/packed/<id>/        the same snapshot in little room; `open` makes it a whole one again
     store/snapshots/<id>/     read-only: manifest.json and the files it lists, nothing else
 
@@ -44,6 +44,7 @@ from align.store.snapshots.manifest import (
 )
 from align.store.snapshots.packed import WHOLE_EVERY, Delta, pack, unpack
 from align.store.snapshots.published import clear, faults, fetch, manifest_of, send, sizes, withdraw
+from align.store.snapshots.staging import abandoned, clear_abandoned, staged
 from rollouts.types import SnapshotId
 
 __all__ = ["FileEntry", "Manifest", "Provenance", "Snapshot", "SnapshotKind", "SnapshotStore"]
@@ -170,23 +171,25 @@ class SnapshotStore:
         _require(path.parent)
         return Manifest.from_bytes(path.read_bytes(), where=str(path))
 
-    def clean(self) -> int:
+    def clean(self, *, remote: bool = True) -> int:
         """Remove what crashed publishers and collectors left; returns how many folders. Hold the claim
-        first."""
-        stale = self.staged()
-        for folder in stale:
-            _discard(folder)
+        first.
+
+        Args:
+            remote: also behind the URL, where a publisher that lives cannot be told from one that does not.
+        """
+        stale = clear_abandoned(self._staging)
         folders = (self._snapshots, self._packed)
         collected = frozenset() if self._collections is None else self._collections.ids()
         gone = [id for id in sorted(collected) if any((f / id).is_dir() for f in folders)]
         for snapshot_id in gone:
             self._remove_here(snapshot_id)
-        remote = 0 if self._remote is None else clear(self._remote, collected)
-        return len(stale) + len(gone) + remote
+        cut_short = clear(self._remote, collected) if remote and self._remote is not None else 0
+        return stale + len(gone) + cut_short
 
     def staged(self) -> list[Path]:
-        """List the folders of publications that are under way or were cut short."""
-        return sorted(self._staging.iterdir()) if self._staging.is_dir() else []
+        """List the folders of publications that were cut short."""
+        return abandoned(self._staging)
 
     def sizes(self) -> dict[SnapshotId, int]:
         """Return the bytes of every snapshot that is here or behind the URL, whoever names it."""
@@ -303,11 +306,10 @@ class SnapshotStore:
     @contextmanager
     def _staged(self) -> Iterator[Path]:
         """Make a folder to write a snapshot into, which is gone afterwards."""
-        staging = self._staging / uuid.uuid4().hex
-        staging.mkdir(parents=True)
-        self._snapshots.mkdir(exist_ok=True)
+        self._snapshots.mkdir(parents=True, exist_ok=True)
         try:
-            yield staging
+            with staged(self._staging) as staging:
+                yield staging
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -316,8 +318,6 @@ class SnapshotStore:
                 where=str(self._snapshots),
                 remedy="free some space and run again; the last accepted snapshot is untouched",
             ) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     def _install(self, staging: Path, manifest: Manifest) -> Snapshot:
         """Make a complete folder durable and name it; whoever comes second finds the first one's."""

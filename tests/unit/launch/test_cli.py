@@ -255,8 +255,15 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_an_interrupt_exits_130_and_says_what_is_kept(path: Path) -> None:
-    code = f"""
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_a_signal_ends_a_run_in_order_and_says_what_is_kept(
+    path: Path, number: signal.Signals, code: int, word: str
+) -> None:
+    script = f"""
 import time, align.campaign
 def stand_still(*_, **__):
     print("standing", flush=True)
@@ -264,7 +271,7 @@ def stand_still(*_, **__):
 align.campaign.run_campaign = stand_still
 {KEEL}
 """
-    command = [sys.executable, "-c", code, "run", str(path)]
+    command = [sys.executable, "-c", script, "run", str(path)]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -275,12 +282,11 @@ align.campaign.run_campaign = stand_still
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "standing\n"
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         _, error = child.communicate(timeout=patient(30))
-    assert child.returncode == 130
+    assert child.returncode == code
     assert error == (
-        f"reading {path}\n"
-        "interrupted: finished rounds are kept; the same command goes on from there\n"
+        f"reading {path}\n{word}: finished rounds are kept; the same command goes on from there\n"
     )
 
 

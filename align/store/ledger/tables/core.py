@@ -120,6 +120,21 @@ leases = Table(
     Column("heartbeat", REAL_8, nullable=False),
     sqlite_strict=True,
 )
+"""Lease of the store, as every version reads it."""
+
+lease_renewals = Table(
+    "lease_renewals",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
+    Column("token", Text, nullable=False),
+    Column("place", Text, nullable=False),
+    Column("start_ticks", INTEGER_8, nullable=False),
+    Column("renewals", INTEGER_8, nullable=False),
+    Column("renewed", REAL_8),
+    Column("expiry_s", REAL_8, nullable=False),
+    sqlite_strict=True,
+)
+"""Facts of the lease that no clock of its holder decides; earlier versions wrote none."""
 
 execute(
     metadata,

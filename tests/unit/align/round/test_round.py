@@ -576,8 +576,8 @@ def test_a_round_says_where_its_time_went(two_rounds: Ran) -> None:
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (SystemExit(143), "was interrupted"),
-        (KeyboardInterrupt(), "was interrupted"),
+        (SystemExit(143), "was stopped by SIGTERM"),
+        (KeyboardInterrupt(), "was stopped by SIGINT"),
         (KeyboardInterrupt("by hand"), "^by hand$"),
         (RuntimeError(), r"RuntimeError\(\)"),
     ],

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from rollouts.engines.protocol import SampleRequest, SampleResult
+from rollouts.machine.silence import Silence
 from rollouts.pool.exchange import Caller, Exchange
 from rollouts.types import Completion, Sampling
 
@@ -129,11 +130,20 @@ class Fleet:
         self._random = random
         self.slots = [
             SimpleNamespace(
-                index=i, actor=Actor(random), starting=[], idle=True, tokens=0, failures=0
+                index=i,
+                actor=Actor(random),
+                starting=[],
+                idle=True,
+                tokens=0,
+                failures=0,
+                silence=Silence(),
             )
             for i in range(2)
         ]
         self.replaced = 0
+
+    def tell_silent(self, slot: Any, owed: str, deadline_s: float) -> None:
+        assert not slot.silence.is_due(), "everything is quick here"
 
     def replace(self, slot: Any, reason: str) -> None:
         slot.actor = Actor(self._random)
