@@ -38,6 +38,7 @@ from align.round.session import (
 from align.schedule.checked import load_checked, open_claims
 from align.schedule.inbox.feed import fed, starved
 from align.store.auto import auto_lines
+from align.store.backups.ledger_backups import back_up
 from align.store.changes.amend import dropped_lines
 from align.store.changes.gone import gone_lines
 from align.store.changes.settle import settle
@@ -75,6 +76,8 @@ def run_campaign(
                     outcome = runner_of(spec)(plan, session)
                 observer.on_verdict(plan, outcome)
                 tidy(campaign.evidence, observer.note)
+                if failure := back_up(campaign.evidence.config):
+                    observer.note(failure)
             open_sealed(session)
         return campaign.evidence
 

@@ -3,7 +3,8 @@
     KeelError                   rollouts.errors: described for the person who has to act on it
     ├── UserError               the input is wrong; exits 2, no traceback
     │   ├── StoreError          the store belongs to another campaign, config or version of Keel
-    │   │   └── StoreBusy       another live process runs this store
+    │   │   ├── StoreBusy       another live process runs this store
+    │   │   └── LedgerLost      the ledger is gone or damaged, and the rest of the store is not
     │   └── ArtifactError       what a round to come rests on was changed or is gone, before anything began
     └── RunError                the input was fine and something failed on the way; exits 1
         ├── EvidenceError       a stored file is not the one that was written, or is gone; names it
@@ -24,6 +25,7 @@ __all__ = [
     "ArtifactError",
     "EvidenceError",
     "KeelError",
+    "LedgerLost",
     "NonFiniteError",
     "ParityError",
     "RunError",
@@ -41,6 +43,10 @@ class StoreError(UserError):
 
 class StoreBusy(StoreError):
     """Another live process holds the store."""
+
+
+class LedgerLost(StoreError):
+    """The ledger is missing, empty or damaged, and the store has more than that; nothing was written."""
 
 
 class EvidenceError(RunError):

@@ -87,6 +87,9 @@ class StoreSettings(Settings):
     """SQLAlchemy URL of the ledger; empty: ``ledger.db`` in a local store. Many machines can share
     ``postgresql://USER@HOST/NAME``; ``env:VARIABLE`` names a variable that holds the URL. A password
     belongs into that variable, PGPASSWORD or ~/.pgpass, and is refused here."""
+    ledger_backups: Annotated[int, Field(ge=0)] = 5
+    """Backups of a SQLite ledger that are kept beside it, and behind the store's URL; one is made after
+    every verdict. 0 makes none. A PostgreSQL server has backups of its own, such as pg_dump."""
 
     keep: KeepConfig = KeepConfig()
     """Snapshots that the store keeps; the default keeps all."""

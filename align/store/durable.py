@@ -20,6 +20,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace(staged: Path, path: Path) -> None:
+    """Give a file whose contents are on the disk its name, durably; what had the name is gone."""
+    os.replace(staged, path)
+    sync(path.parent)
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace ``path`` as a whole: a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,10 +33,9 @@ def write_atomic(path: Path, content: bytes) -> None:
     try:
         staged.write_bytes(content)
         sync(staged)
-        os.replace(staged, path)
+        replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def digest_of(path: Path) -> tuple[int, str]:

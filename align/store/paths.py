@@ -9,6 +9,8 @@ evaluations/<snapshot>/<suite>-<hash>.parquet   evaluations/<snapshot>/aa/
 evaluations/answers/        evaluations/references/     evaluations/overlap.json
 inbox/drop/<stream>/        inbox/done/                 inbox/failed/
 serving/
+ledger-backups/<number>.db  see `align.store.backups`
+restored-<number>/          what a restored ledger does not know
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ EXAMPLES = f"replay/examples-{DIGITS * '[0-9a-f]'}.jsonl"
 HISTORIES = f"replay/history-{DIGITS * '[0-9a-f]'}.jsonl"
 SYNTHETIC = "replay/synthetic-*.jsonl"
 GENERAL_ANSWERS = "replay/answers-*.jsonl"
+ASIDE = "restored-"
+"""Beginning of the names of folders of what a restored ledger does not know; a number follows."""
 RANKINGS = "rounds/*/attempt-*/artifacts/copr.safetensors"
 
 
@@ -97,6 +101,18 @@ class StorePaths:
     def serving_key(self) -> Path:
         """Key that clients of a server show."""
         return self.serving / "key"
+
+    def next_aside(self) -> Path:
+        """Return the first folder, not made yet, for what a restored ledger does not know."""
+        numbers = (int(path.name.rpartition("-")[2]) for path in self.folder.glob(f"{ASIDE}*[0-9]"))
+        return self.folder / f"{ASIDE}{1 + max(numbers, default=0)}"
+
+    def round_folders(self) -> Iterator[tuple[int, str, RoundFolder]]:
+        """Yield the index, name and folder of every round that left one."""
+        for path in sorted(self.rounds.glob("*-*")):
+            index, _, name = path.name.partition("-")
+            if index.isdigit():
+                yield int(index), name, RoundFolder(path)
 
     def tracker(self, name: str) -> Path:
         """Return the folder of a tracker."""

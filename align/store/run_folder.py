@@ -128,6 +128,11 @@ class RoundFolder:
         """List the attempts that left a folder, oldest first."""
         return [RunFolder(path) for path in _by_step(self.path.glob("attempt-*")).values()]
 
+    def numbered_attempts(self) -> list[tuple[int, RunFolder]]:
+        """List the attempts that left a folder with their numbers, oldest first."""
+        folders = _by_step(self.path.glob("attempt-*"))
+        return [(number, RunFolder(path)) for number, path in folders.items()]
+
     def checkpoints(self, repair: str = "") -> Path:
         """Return the folder of the round's checkpoints, or of those of one of its repairs."""
         return self.path / (f"checkpoint-{repair}" if repair else "checkpoint")

@@ -16,8 +16,11 @@ from shutil import rmtree
 from sqlalchemy.engine import make_url
 
 from align.config.store import StoreSettings
+from align.errors import LedgerLost
+from align.store.backups.ledger_backups import LedgerBackups
+from align.store.backups.lost import check_has_campaign, check_not_lost, damaged
 from align.store.database.database import holds_ledger
-from align.store.database.postgres import shown
+from align.store.database.postgres import is_postgres, shown
 from align.store.database.private import close_to_others, make_private
 from align.store.ledger.ledger import Ledger
 from align.store.mirror import ONE_SIDED, Mirror
@@ -87,6 +90,15 @@ class Store:
             with suppress(OSError):
                 os.removedirs(path.parent)
         self._mirror.remove(names)
+
+    def renew_backups(self) -> None:
+        """Replace all backups of the ledger, if there are any, by one of the ledger as it is now."""
+        url = self.ledger.database.engine.url
+        if is_postgres(url):
+            return
+        backups = LedgerBackups(Path(str(url.database)), self._mirror.remote)
+        if backups.newest() is not None:
+            backups.write(1)
 
     def restored(self, path: str, sha256: str) -> bool:
         """Fetch one file again, by its name in the ledger; return True if it now has this hash."""
@@ -177,17 +189,30 @@ def open_ledger(config: StoreSettings) -> Ledger:
     Raises:
         UserError: the URL is none, or not given where it should be.
         StoreError: the database cannot be reached, or holds something else.
+        LedgerLost: it is missing, empty or damaged, and the store has snapshots.
     """
+    check_not_lost(config)
     if StorePaths(
         config.folder
     ).snapshots.is_dir():  # Made here, so that it is no folder of others.
         close_to_others(config.folder)
-    return Ledger(config.ledger_url)
+    try:
+        ledger = Ledger(config.ledger_url)
+        has_campaign = ledger.has_campaign()
+    except LedgerLost as error:
+        raise damaged(config, error) from error
+    check_has_campaign(config, has_campaign)
+    return ledger
 
 
 def known_ledger(config: StoreSettings) -> Ledger | None:
     """Open the ledger if there is one; make none. Feedback and leases lie there before any round has
-    run."""
+    run.
+
+    Raises:
+        LedgerLost: there is none, or a damaged one, and the store has snapshots.
+    """
+    check_not_lost(config)
     return open_ledger(config) if holds_ledger(config.ledger_url) else None
 
 

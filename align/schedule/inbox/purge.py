@@ -134,7 +134,10 @@ def purge(store: Store, forms: Mapping[str, StreamForm], user: str) -> Purge:
         )
         with ledger.database.write() as connection:
             done = _remove(connection, user, traces)
-        if _fold_log(ledger.database):
+        folded = _fold_log(ledger.database)
+        # Backups from before still have the rows.
+        store.renew_backups()
+        if folded:
             return done
         return replace(done, remains=(*done.remains, LOG))
 

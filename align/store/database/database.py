@@ -10,7 +10,7 @@ writers are one after the other, never between each other. One connection is kep
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
@@ -18,10 +18,16 @@ from typing import Any
 
 from sqlalchemy import Connection, event, insert, inspect, select
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    NoResultFound,
+    NoSuchModuleError,
+    OperationalError,
+)
 
 from align.config.store import cut_path
-from align.errors import RunError, StoreError, UserError
+from align.errors import LedgerLost, RunError, StoreError, UserError
 from align.store.database import connections, postgres
 from align.store.database.postgres import is_postgres
 from align.store.database.private import close_to_others, make_private
@@ -29,6 +35,27 @@ from align.store.ledger.tables.core import SCHEMA_VERSION, metadata, store_schem
 
 BUSY_TIMEOUT_S = 30.0
 """Seconds a writer waits for another one. Transactions here take milliseconds."""
+SAFE = "run again; everything committed so far is safe"
+RESTORE = "keel restore CAMPAIGN brings back the newest backup, and says what came after it"
+DAMAGE = "the disk, a copy that was cut short, or a program that wrote to the file"
+REFUSALS: Mapping[str, tuple[type[StoreError], str, str]] = {
+    "SQLITE_CORRUPT": (LedgerLost, DAMAGE, RESTORE),
+    "SQLITE_NOTADB": (LedgerLost, DAMAGE, RESTORE),
+    "SQLITE_FULL": (StoreError, "the disk is full", f"free some space and {SAFE}"),
+    "SQLITE_IOERR": (StoreError, "the disk is full or failing", f"mend the disk and {SAFE}"),
+    "SQLITE_READONLY": (
+        StoreError,
+        "the file, its folder or the whole file system cannot be written by this user",
+        f"let this user write there (chmod u+w), and {SAFE}",
+    ),
+    "SQLITE_CANTOPEN": (
+        StoreError,
+        "there is a folder in its place, or this user may not read and write it",
+        f"put the file back or correct its permissions, and {SAFE}",
+    ),
+}
+"""Failures of SQLite that no second try mends, by the first part of their names: the error, its likely
+cause, and what to do."""
 
 
 class Database:
@@ -102,11 +129,11 @@ class Database:
                 self._create()
             with self.read() as connection:
                 version = connection.execute(select(store_schema.c.version)).scalar_one()
-        except DatabaseError as error:
-            raise StoreError(
-                f"this is no ledger ({error.orig})",
+        except (DatabaseError, NoResultFound) as error:
+            raise LedgerLost(
+                f"this is no ledger ({getattr(error, 'orig', error)})",
                 where=self.where,
-                remedy="set store to another folder",
+                remedy=RESTORE,
             ) from error
         if version > SCHEMA_VERSION:
             raise StoreError(
@@ -136,15 +163,28 @@ class Database:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turn the database's own failures (full disk, lock, lost server) into errors for people."""
+        """Turn the database's own failures (full disk, damage, lock, lost server) into errors."""
         try:
             yield
-        except OperationalError as error:
+        except DatabaseError as error:
+            code = getattr(error.orig, "sqlite_errorname", "").split("_")[:2]
+            refused = REFUSALS.get("_".join(code))
+            if refused is not None:
+                kind, cause, remedy = refused
+                is_damaged = kind is LedgerLost
+                what = f"this is no ledger that can be read ({error.orig})"
+                raise kind(
+                    what if is_damaged else f"the ledger could not be used: {error.orig}",
+                    where=self.where,
+                    cause=cause,
+                    remedy=remedy,
+                ) from error
+            if not isinstance(error, OperationalError):
+                raise
             raise RunError(
                 f"the ledger could not be used: {str(error.orig).strip()}",
                 where=self.where,
-                cause="a full disk, missing permission, another process that holds the lock, or a server "
-                "that is gone",
+                cause="another process that holds the lock, or a server that is gone",
                 remedy="remove the cause and run again; everything committed so far is safe",
             ) from error
 

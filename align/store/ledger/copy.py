@@ -36,7 +36,8 @@ from sqlalchemy.pool import NullPool
 
 from align.config.campaign import CampaignConfig
 from align.config.store import sqlite_url
-from align.errors import RunError, StoreError
+from align.errors import LedgerLost, RunError
+from align.store.backups.lost import check_not_lost, damaged
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.reservations import ready
 from align.store.ledger.tables.core import metadata
@@ -71,6 +72,7 @@ def _reading(config: CampaignConfig) -> Iterator[Connection | None]:
                 yield connection
         return
     path = Path(url.database or "")
+    check_not_lost(config)
     if not path.is_file():
         yield None
         return
@@ -84,11 +86,7 @@ def _reading(config: CampaignConfig) -> Iterator[Connection | None]:
             cause="missing permission, or a full disk where temporary files lie",
         ) from error
     except DatabaseError as error:
-        raise StoreError(
-            f"this is no ledger ({error.orig})",
-            where=str(path),
-            remedy="set store to another folder",
-        ) from error
+        raise damaged(config, LedgerLost(f"this is no ledger ({error.orig})")) from error
 
 
 @contextmanager

@@ -45,7 +45,13 @@ from align.store.ledger.records import (
     SnapshotRecord,
 )
 from align.store.ledger.reservations import consume
-from align.store.ledger.tables.core import alias_moves, evaluations, rounds, snapshots
+from align.store.ledger.tables.core import (
+    alias_moves,
+    campaigns,
+    evaluations,
+    rounds,
+    snapshots,
+)
 from align.store.ledger.tables.logs import due_skips, round_drops, stored_files
 from align.store.snapshots.snapshots import Snapshot
 from rollouts.types import SnapshotId
@@ -67,6 +73,11 @@ class Ledger:
     def database(self) -> Database:
         """Database of the ledger; the inbox is in the same."""
         return self._database
+
+    def has_campaign(self) -> bool:
+        """Tell if a campaign was begun in this ledger; feedback may lie in one that none has yet."""
+        with self._database.read() as connection:
+            return connection.scalar(select(campaigns.c.id)) is not None
 
     def open_campaign(
         self,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from align.errors import RunError, StaleAttempt, StoreError, UserError
+from align.errors import StaleAttempt, StoreError, UserError
 from align.store.ledger.ledger import Ledger, RoundRecord
 from tests.unit.ledgers import (
     BASE,
@@ -363,7 +363,7 @@ def test_a_full_database_says_so_and_loses_nothing(tmp_path: Path) -> None:
 
     ledger._database.engine.dispose()
     event.listen(ledger._database.engine, "connect", no_room)
-    with pytest.raises(RunError, match="database or disk is full"):
+    with pytest.raises(StoreError, match="database or disk is full"):
         ledger.commit_round(0, attempt, "accepted", FIRST.id, {"long": "x" * 10**6})
     event.remove(ledger._database.engine, "connect", no_room)
     ledger._database.engine.dispose()

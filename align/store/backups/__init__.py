@@ -1,0 +1,1 @@
+"""Backups of a store's ledger, and of a whole store."""
