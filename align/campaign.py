@@ -43,6 +43,7 @@ from align.store.changes.amend import dropped_lines
 from align.store.changes.gone import gone_lines
 from align.store.changes.settle import settle
 from align.upkeep.collect import tidy
+from rollouts.errors import system_errors
 
 
 def run_campaign(
@@ -56,7 +57,7 @@ def run_campaign(
         UserError: the campaign, its inputs or its store cannot be used; nothing was changed.
         RunError: a round failed on the way; finished rounds stay as they are.
     """
-    with open_campaign(config, observer.note) as campaign:
+    with system_errors(), open_campaign(config, observer.note) as campaign:
         if campaign.is_idle:
             observer.note("no round is due; nothing to run")
             campaign.claim.confirm_base()

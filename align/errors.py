@@ -7,8 +7,8 @@
     │   │   └── LedgerLost      the ledger is gone or damaged, and the rest of the store is not
     │   └── ArtifactError       what a round to come rests on was changed or is gone, before anything began
     └── RunError                the input was fine and something failed on the way; exits 1
-        ├── EvidenceError       a stored file is not the one that was written, or is gone; names it
-        ├── SnapshotError       a snapshot is corrupt, incomplete or missing; names the file
+        ├── EvidenceError       a stored file is not the one that was written, or is gone; names it; exits 2
+        ├── SnapshotError       a snapshot is corrupt, incomplete or missing; names the file; exits 2
         ├── StaleAttempt        another runner took over this round; this one must stop
         ├── ParityError         engine and learner disagree about the same weights
         └── NonFiniteError      NaN or infinity where a number has to be
@@ -52,6 +52,8 @@ class LedgerLost(StoreError):
 class EvidenceError(RunError):
     """A stored file that a verdict or a round rests on was changed or is gone. ``where`` names it."""
 
+    exit_code = UserError.exit_code
+
 
 class ArtifactError(UserError, EvidenceError):
     """An artifact that a round to come goes on from was changed or is gone; nothing was started."""
@@ -59,6 +61,8 @@ class ArtifactError(UserError, EvidenceError):
 
 class SnapshotError(RunError):
     """A snapshot that must not be loaded, or could not be published. ``where`` names the file."""
+
+    exit_code = UserError.exit_code
 
 
 class StaleAttempt(RunError):

@@ -36,7 +36,7 @@ from launch.feedback.commands import feedback_app
 from launch.kubernetes.commands import kubernetes_app
 from launch.masked_logs import mask_logs
 from launch.serving.commands import add_commands as add_serve_commands
-from rollouts.errors import KeelError, UserError
+from rollouts.errors import KeelError, UserError, system_errors
 from rollouts.machine.stopping import TERMINATED
 
 INTERRUPTED = 130
@@ -257,7 +257,8 @@ def main() -> None:
     trace."""
     mask_logs()
     try:
-        code = app(prog_name="keel", standalone_mode=False)
+        with system_errors():
+            code = app(prog_name="keel", standalone_mode=False)
     except TyperException as error:
         from launch.usage import usage_error
 

@@ -10,8 +10,9 @@ errors of rounds, stores and gates. Errors stay picklable: they travel through R
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
@@ -83,6 +84,40 @@ def within(key: str) -> Iterator[None]:
         if not file.startswith(key):
             error.where = f"{key}: {file}" if file else key
         raise
+
+
+ENVIRONMENT: Mapping[int, str] = {
+    errno.EACCES: "let this user read and write it (chmod u+rw)",
+    errno.EPERM: "let this user read and write it (chmod u+rw)",
+    errno.EROFS: "mount the file system so that it can be written, or use another folder",
+    errno.ENOSPC: "free some space and run again; everything committed so far is safe",
+    errno.EDQUOT: "free some space and run again; everything committed so far is safe",
+    errno.EIO: "the disk is failing: move the files to another one, or restore them from a backup",
+    errno.ENOENT: "bring the file back, or restore it from a backup",
+    errno.EISDIR: "there is a folder in the place of a file: move it away",
+    errno.ENOTDIR: "there is a file in the place of a folder: move it away",
+    errno.ENOTEMPTY: "there is a folder in its place: move it away",
+    errno.EEXIST: "something else is in its place: move it away",
+}
+"""Remedies of failures of the system that are no defect of ours, by their numbers."""
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turn failures of the system with a file (missing, no permission, no space) into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        remedy = ENVIRONMENT.get(error.errno or 0)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if remedy is None or (error.filename is None and not full):
+            raise
+        file = error.filename2 or error.filename
+        raise UserError(
+            f"the system refused this file: {error.strerror}",
+            where=None if file is None else str(file),
+            remedy=remedy,
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

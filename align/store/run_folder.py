@@ -95,7 +95,8 @@ class RunFolder:
     def steps(self) -> dict[int, dict[str, float]]:
         """Read the finite metrics of every learner step; a line that is still being written is left out."""
         steps: dict[int, dict[str, float]] = {}
-        for line in self.metrics.read_text().splitlines() if self.metrics.is_file() else ():
+        text = self.metrics.read_text("utf-8", "replace") if self.metrics.is_file() else ""
+        for line in text.splitlines():
             try:
                 values = json.loads(line)
                 step = int(values.pop("step"))

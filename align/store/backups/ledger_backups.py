@@ -168,7 +168,7 @@ def not_copied(source: Path, target: Path, error: Exception) -> StoreError:
 
 
 def back_up(config: StoreSettings) -> str | None:
-    """Back up a campaign's ledger after a commit, if its settings ask for it.
+    """Write a backup of a campaign's ledger after a commit, if its settings ask for it.
 
     Returns:
         A sentence about what failed: what was committed is safe without a backup. None if nothing did.

@@ -227,10 +227,12 @@ def _missing(config: StoreSettings, ledger: Ledger) -> Iterator[str]:
     """Name accepted snapshots that the ledger knows and the store has not."""
     if config.is_remote:
         return
-    paths = StorePaths(config.folder)
+    paths, snapshots = StorePaths(config.folder), SnapshotStore(config.folder)
     for record in ledger.rounds():
         candidate = record.candidate
-        if record.state == "accepted" and candidate and not paths.snapshot(candidate).is_dir():
+        if record.state != "accepted" or candidate is None:
+            continue
+        if not paths.snapshot(candidate).is_dir() and not snapshots.is_packed(candidate):
             yield (
                 f"snapshot {candidate[:12]} of round {record.name} is not in this store: restore its "
                 "folder from a backup"

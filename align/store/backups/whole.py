@@ -47,7 +47,7 @@ class StoreBackup:
 
 
 def write_backup(store: Store, ledger_file: Path, target: Path) -> StoreBackup:
-    """Back up the ledger alone into a file that ends with ``.db``, or the whole store into a folder.
+    """Write the ledger alone into a file that ends with ``.db``, or the whole store into a folder.
 
     Raises:
         UserError: something is there already, or nothing can be written there.
@@ -98,12 +98,12 @@ def return_files(backup: Path, store: Store, aside: Path) -> list[str]:
     for snapshot in _named(store.ledger):
         if not StorePaths(backup).snapshot(snapshot).is_dir() or _opens(store, snapshot):
             continue
-        found, folder = saved.open(snapshot), store.paths.snapshot(snapshot)
+        saved_snapshot, folder = saved.open(snapshot), store.paths.snapshot(snapshot)
         if folder.exists():
             _set_aside(folder, aside / store.paths.relative(folder))
         store.snapshots.publish(
-            lambda target, found=found: _copy_listed(found.path, target),  # type: ignore[misc]
-            found.manifest.provenance,
+            lambda target, saved_snapshot=saved_snapshot: _copy_listed(saved_snapshot.path, target),  # type: ignore[misc]
+            saved_snapshot.manifest.provenance,
             code=True,
         )
         returned.append(f"snapshot {snapshot[:12]} is back")
@@ -171,14 +171,14 @@ def _copy_snapshots(store: Store, ledger: Ledger, folder: Path) -> Iterator[str]
 def _copy_files(store: Store, ledger: Ledger, folder: Path) -> Iterator[str]:
     """Copy all files of records that the ledger did not replace; verify those that it has hashes of."""
     hashes, superseded = StoredFiles(folder, ledger.database).hashes(), superseded_in(ledger)
-    named = {record.path for record in ledger.evaluations()}
-    for path in sorted({*store.paths.mirrored(), *named}):
+    results = {record.path for record in ledger.evaluations()}
+    for path in sorted({*store.paths.mirrored(), *results}):
         if superseded(path):
             continue
         try:
             _copy(store.folder / path, folder / path)
         except FileNotFoundError:
-            if path in named:
+            if path in results:
                 yield f"{path} is missing"
             continue
         row = hashes.get(path)

@@ -156,10 +156,10 @@ class SnapshotStore:
             raise SnapshotError(fault, remedy="restore this file from a backup")
 
     def manifest(self, snapshot_id: SnapshotId) -> Manifest:
-        """Read the manifest of a snapshot, also of a collected one, without its files and unverified.
+        """Read the manifest of a snapshot, also of a collected one, without its files.
 
         Raises:
-            SnapshotError: there is none, or it cannot be read.
+            SnapshotError: there is none, it cannot be read, or it is not the one that names the snapshot.
         """
         path = self._folder(snapshot_id) / MANIFEST
         if not path.is_file() and self.is_packed(snapshot_id):
@@ -169,7 +169,7 @@ class SnapshotStore:
         if not path.is_file() and self._remote is not None:
             return manifest_of(self._remote, snapshot_id)
         _require(path.parent)
-        return Manifest.from_bytes(path.read_bytes(), where=str(path))
+        return _manifest_in(snapshot_id, path)
 
     def clean(self, *, remote: bool = True) -> int:
         """Remove what crashed publishers and collectors left; returns how many folders. Hold the claim
@@ -383,10 +383,7 @@ def _verify(snapshot_id: SnapshotId, folder: Path) -> Snapshot:
     present = set(_files(folder))
     if MANIFEST not in present:
         raise _corrupt(folder / MANIFEST, "is missing")
-    content = (folder / MANIFEST).read_bytes()
-    if hashlib.sha256(content).hexdigest() != snapshot_id:
-        raise _corrupt(folder / MANIFEST, "does not have the hash that names the snapshot")
-    manifest = Manifest.from_bytes(content, where=str(folder / MANIFEST))
+    manifest = _manifest_in(snapshot_id, folder / MANIFEST)
     listed = {entry.path for entry in manifest.files} | {MANIFEST}
     for name in sorted(listed - present):
         raise _corrupt(folder / name, "is missing")
@@ -396,6 +393,19 @@ def _verify(snapshot_id: SnapshotId, folder: Path) -> Snapshot:
         if wrong := entry.differs(*digest_of(folder / entry.path)):
             raise _corrupt(folder / entry.path, wrong)
     return Snapshot(id=snapshot_id, path=folder, kind=manifest.provenance.kind, manifest=manifest)
+
+
+def _manifest_in(snapshot_id: SnapshotId, path: Path) -> Manifest:
+    """Read a manifest whose hash is the snapshot's id."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise _corrupt(path, "is missing") from None
+    except OSError as error:
+        raise _corrupt(path, f"cannot be read ({error.strerror})") from error
+    if hashlib.sha256(content).hexdigest() != snapshot_id:
+        raise _corrupt(path, "does not have the hash that names the snapshot")
+    return Manifest.from_bytes(content, where=str(path))
 
 
 def _corrupt(path: Path, how: str) -> SnapshotError:

@@ -60,7 +60,7 @@ def test_a_damaged_ledger_is_refused_and_stays(
     before = file.read_bytes()
     for use in (open_ledger, known_ledger, stored_evidence, forecast):
         with pytest.raises(LedgerLost, match=fault) as refused:
-            use(config)  # type: ignore[operator]
+            use(config)
         assert "snapshots of the base, round0" in refused.value.what
         assert "ledger-backups/000001.db, with 2 decided rounds" in (refused.value.remedy or "")
         assert refused.value.exit_code == 2
@@ -74,7 +74,7 @@ def test_a_missing_ledger_is_refused_and_not_made(tmp_path: Path) -> None:
         with pytest.raises(
             LedgerLost, match=r"the ledger is missing; .* of the base, round0"
         ) as refused:
-            use(config)  # type: ignore[operator]
+            use(config)
         assert "no backup beside it" in (refused.value.remedy or "")
     assert not path_of(config).exists()
 

@@ -1,0 +1,125 @@
+"""A disk that crashes at a chosen operation, and keeps what was fsynced when the power goes.
+
+The operations are the system's own (`os.fsync`, `os.replace`, `os.rename`, `os.unlink`) and the commits of
+databases, watched from outside: no product code knows of this. After a power cut a folder has the entries
+that it had when it was last fsynced, and a file the bytes. SQLite syncs by itself, and its files keep what
+was committed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+OPERATIONS = ("fsync", "replace", "rename", "unlink")
+SQLITE = (".db", ".db-wal", ".db-shm", ".db-journal")
+"""Endings of SQLite's files."""
+
+
+@dataclass(kw_only=True)
+class WatchedDisk:
+    """The operations below a folder, in order, with a crash before one of them."""
+
+    folder: Path
+    kept: Path
+    """Folder for the bytes of files as they were last fsynced, outside of ``folder``."""
+    crash_at: int | None = None
+    """Number of the operation that is not reached, from 0; None: all are."""
+    crash: Callable[[], None] = field(default=lambda: None)
+    """Ends the program, or raises."""
+    done: list[str] = field(default_factory=list)
+    """Operations so far, each as its name and the path from the folder."""
+    _listings: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Entries of each folder by name when it was last fsynced; numbers are inodes."""
+    _owner: int = field(default_factory=os.getpid)
+
+    def __post_init__(self) -> None:
+        self.folder, self.kept = self.folder.resolve(), self.kept.resolve()
+        self.kept.mkdir(parents=True, exist_ok=True)
+        for parent, _, names in os.walk(self.folder):
+            self._keep_folder(Path(parent))
+            for name in names:
+                self._keep_file(Path(parent, name))
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Watch the operations of this process while the block runs."""
+        from sqlalchemy import event
+        from sqlalchemy.engine import Engine
+
+        real = {name: getattr(os, name) for name in OPERATIONS}
+
+        def commit(connection: Any) -> None:
+            if connection.get_execution_options().get("write", False):
+                self._reach(f"commit {connection.engine.url.database}")
+
+        event.listen(Engine, "commit", commit)
+        for name in OPERATIONS:
+            setattr(os, name, self._watched(name, real[name]))
+        try:
+            yield
+        finally:
+            for name in OPERATIONS:
+                setattr(os, name, real[name])
+            event.remove(Engine, "commit", commit)
+
+    def survivors(self, target: Path) -> None:
+        """Write what a power cut would leave now into a folder that does not exist."""
+        self._rebuild(self.folder, os.stat(self.folder).st_ino, target)
+
+    def _watched(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(first: Any, *rest: Any, **options: Any) -> Any:
+            path = Path(os.readlink(f"/proc/self/fd/{first}") if name == "fsync" else str(first))
+            inside = path.absolute().is_relative_to(self.folder) and os.getpid() == self._owner
+            if inside:
+                self._reach(f"{name} {path.absolute().relative_to(self.folder)}")
+            result = real(first, *rest, **options)
+            if inside and name == "fsync":
+                (self._keep_folder if path.is_dir() else self._keep_file)(path)
+            return result
+
+        return operation
+
+    def _reach(self, what: str) -> None:
+        if self.crash_at == len(self.done):
+            self.crash()
+        self.done.append(what)
+
+    def _keep_folder(self, path: Path) -> None:
+        with os.scandir(path) as entries:
+            self._listings[os.stat(path).st_ino] = {entry.name: entry.inode() for entry in entries}
+
+    def _keep_file(self, path: Path) -> None:
+        target = self.kept / str(path.stat().st_ino)
+        target.unlink(missing_ok=True)
+        shutil.copyfile(path, target)
+
+    def _rebuild(self, now: Path, inode: int, target: Path) -> None:
+        """Write a folder with the entries that it was last fsynced with."""
+        target.mkdir()
+        paths = self._paths()
+        for name, number in self._listings.get(inode, {}).items():
+            here = paths.get(number)
+            if here is not None and here.is_dir():
+                self._rebuild(here, number, target / name)
+            elif name.endswith(SQLITE):
+                continue
+            elif (kept := self.kept / str(number)).exists():
+                shutil.copyfile(kept, target / name)
+            else:
+                (target / name).touch()
+        for file in now.iterdir() if now.is_dir() else ():
+            if file.name.endswith(SQLITE) and not file.name.startswith("."):
+                shutil.copyfile(file, target / file.name)
+
+    def _paths(self) -> dict[int, Path]:
+        return {
+            path.stat().st_ino: path
+            for path in (self.folder, *self.folder.rglob("*"))
+            if path.exists()
+        }
