@@ -174,7 +174,7 @@ def open_campaign(stated: CampaignConfig, note: Callable[[str], None]) -> Iterat
     with claim_store(settled, inputs, note) as claim:
         ledger, evidence = claim.ledger, claim.evidence
         indices = {record.name: record.index for record in ledger.rounds() if not record.closed}
-        decided = [record.name for record in evidence.committed()]
+        decided = {record.name for record in evidence.committed()}
         state = survey(evidence, inputs, claim.folder_of)
         for line in (*gone_lines(config.rounds, decided), *state.lines()):
             note(line)

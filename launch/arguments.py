@@ -32,6 +32,14 @@ Insecure = Annotated[
         "--insecure-cluster", help="Join a cluster on another host although it asks for no token."
     ),
 ]
+ShownRounds = Annotated[
+    str | None,
+    typer.Option(
+        "--rounds",
+        help="Rounds to show: FROM..TO by name or number, a number for the newest, or all.",
+        show_default="the newest",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.", is_eager=True)]
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+from launch.arguments import AsJson, CampaignPath, Overrides, ShownRounds, load, print_json
 from launch.backups import add_commands as add_backup_commands
 from launch.cluster.commands import add_commands as add_submit_commands
 from launch.cluster.running import observed, show_report
@@ -138,19 +138,27 @@ def run(
 
 
 @app.command()
-def status(campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def status(
+    campaign: CampaignPath,
+    overrides: Overrides = None,
+    rounds: ShownRounds = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the matrix, the verdicts and where everything lies, without running anything."""
     file = load(campaign, overrides)
     from align.gate.evidence import stored_evidence
+    from align.report.records.window import window_of
 
+    evidence = stored_evidence(file.config)
+    window = window_of(evidence, rounds)
     if as_json:
         from align.report.status import plain, status_of
 
-        print_json(plain(status_of(stored_evidence(file.config))))
+        print_json(plain(status_of(evidence, window)))
         return
     from align.report.tables import print_report, report_console
 
-    print_report(stored_evidence(file.config), file.config.folder, report_console())
+    print_report(evidence, file.config.folder, report_console(), window)
 
 
 @app.command()

@@ -6,7 +6,8 @@ files, never memory, so it can be recomputed at any later time and comes out the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,27 +16,22 @@ from align.config.campaign import CampaignConfig, GateConfig
 from align.data.retirement import RetiredItems, Retirement, emptied, retired_items
 from align.gate.case import Case, role_of
 from align.gate.checks import Against, Items, Role
-from align.gate.forgetting import MatrixRow, ScoreMatrix
+from align.gate.forgetting import PathScores, ScoreMatrix
 from align.gate.measurement.evaluate import ItemResults
-from align.gate.measurement.retired import as_last_judged
+from align.gate.measurement.scores import matrix_of, path_scores
 from align.gate.reward_models import decide_pairs
-from align.gate.statistics.alpha import (
-    Decision,
-    amended_level,
-    level_of,
-    recycled_level,
-    spent_by,
-)
+from align.gate.statistics.alpha import Decision, level_of, spent_by
+from align.gate.statistics.spent import decisions_of, level_after
 from align.gate.suites.looks import first, looks
 from align.gate.suites.suites import Suite, SuiteRule
 from align.gate.verdict import Verdict, decide, decide_from_files, open_against
 from align.store.changes.gone import unmeasurable, without_gone
 from align.store.changes.settle import settle
 from align.store.ledger.baseline import baseline_of
+from align.store.ledger.digests import VerdictDigest, digests_of, judged_by_hash, last_best
 from align.store.ledger.ledger import EvaluationRecord, Ledger, RoundRecord
 from align.store.ledger.lineage import lineage
 from align.store.lookback import Lookback, Purpose, look_back, nights_of
-from align.store.repairs import repairs_of
 from align.store.store import Store, begun_ledger, open_store
 from align.store.stored_files import MEASURED_AGAIN, RUN_AGAIN, StoredFiles, checked, fault_of
 from rollouts.errors import UserError, nearest
@@ -62,7 +58,7 @@ class Evidence:
     @property
     def base(self) -> SnapshotId:
         """The snapshot the campaign started from."""
-        return self.ledger.alias_moves()[0].target
+        return self.ledger.first_production()
 
     @property
     def files(self) -> StoredFiles:
@@ -161,9 +157,18 @@ class Evidence:
         """
         return checked(self.folder / record.path, record.sha256)
 
-    def faults(self) -> Iterator[str]:
-        """Yield a sentence about every file of results that is missing or was changed."""
-        for record in self.ledger.evaluations():
+    def faults(self, snapshots: Iterable[SnapshotId | None] | None = None) -> Iterator[str]:
+        """Yield a sentence about every file of results that is missing or was changed.
+
+        Args:
+            snapshots: those whose results are looked at; None: all.
+        """
+        records = (
+            self.ledger.evaluations()
+            if snapshots is None
+            else [e for s in snapshots if s is not None for e in self.ledger.evaluations(s)]
+        )
+        for record in records:
             if fault := fault_of(self.folder / record.path, record.sha256):
                 yield f"{record.path} {fault}: {RUN_AGAIN}"
 
@@ -177,28 +182,18 @@ class Evidence:
 
     def looks(self) -> int:
         """Count the decisions so far: one a round, or one for every candidate that it put forward."""
-        return sum(len(repairs_of(record.report)) or 1 for record in self.committed())
+        digests = digests_of(self.ledger.database)
+        return sum(digests[r.index, r.attempt].num_looks for r in self.committed())
 
     def decisions(self) -> list[Decision]:
         """Return every decision so far, in order, with the error that it was allowed."""
-        decisions: list[Decision] = []
-        for record in self._judged():
-            verdict = Verdict.from_dict(record.report or {})
-            inputs, accepted = verdict.inputs, verdict.outcome == "accepted"
-            tried = repairs_of(record.report)
-            looks = [repair.look for repair in tried] or [inputs.looks]
-            outcomes = [accepted and repair.candidate == record.candidate for repair in tried]
-            for look, outcome in zip(looks, outcomes or [accepted], strict=True):
-                level = level_of(inputs.gate, look, inputs.level)
-                decision = Decision(level, outcome)
-                if inputs.gate.spending == "recycle":
-                    decision = recycled_level(inputs.gate, decisions)._replace(accepted=outcome)
-                decisions.append(decision)
-        return decisions
+        return decisions_of(self.judged())
 
-    def _judged(self) -> list[RoundRecord]:
-        """Return the committed rounds whose report is a verdict of this gate."""
-        return [r for r in self.committed() if "inputs" in (r.report or {})]
+    def judged(self) -> list[tuple[RoundRecord, VerdictDigest]]:
+        """List the committed rounds whose report is a verdict of this gate, with its digest."""
+        digests = digests_of(self.ledger.database)
+        judged = [(record, digests[record.index, record.attempt]) for record in self.committed()]
+        return [(record, digest) for record, digest in judged if digest.gate is not None]
 
     def amended_level(self, look: int) -> float | None:
         """Return the error of a decision to come if it depends on those before it: alpha is recycled, or
@@ -207,28 +202,18 @@ class Evidence:
         None: the rule of `align.gate.statistics.alpha` says it, since all decisions were taken by the same
         settings.
         """
-        gate, decisions = self.gate, self.decisions()
-        if gate.spending == "recycle":
-            while len(decisions) < look - 1:  # Candidates of the same round that were refused.
-                decisions.append(recycled_level(gate, decisions))
-            return recycled_level(gate, decisions[: look - 1]).level
-        gates = [gate, *(Verdict.from_dict(r.report or {}).inputs.gate for r in self._judged())]
-        if len({(g.alpha, g.campaign_rounds, g.spending or "campaign") for g in gates}) == 1:
-            return None
-        spent = [decision.own for decision in decisions]
-        while len(spent) < look - 1:
-            spent.append(amended_level(gate, spent, len(spent) + 1))
-        return amended_level(gate, spent, look)
+        return level_after(self.judged(), self.gate, look)
 
     def look_of(self, name: str) -> int:
         """Number of the decision that a committed round ended with, its repairs counted."""
         looks = 0
+        digests = digests_of(self.ledger.database)
         for record in self.committed():
-            tried = repairs_of(record.report)
+            digest = digests[record.index, record.attempt]
             if record.name == name:
-                chosen = (repair.look for repair in tried if repair.candidate == record.candidate)
+                chosen = (look for look, id in digest.tried if id == record.candidate)
                 return next(chosen, looks + 1)
-            looks += len(tried) or 1
+            looks += digest.num_looks
         raise ValueError(f"round {name!r} has no verdict")
 
     def judge(
@@ -294,16 +279,13 @@ class Evidence:
         """
         nights, accepted = nights_of(self.ledger.database), self.accepted("policy")
         known = {self.base, *accepted.values()} - self.ledger.collected()
-        last_best: dict[str, SnapshotId] = {}
-        for record in self.committed() if nights else ():
-            last_best |= (record.report or {}).get("inputs", {}).get("best", {})
+        names = [suite.name for suite in suites]
+        best = last_best(self.ledger.database, names) if nights else {}
         plain = {self.base, *(s for name, s in accepted.items() if name not in nights)}
         plain.add(self.ledger.alias("production") or self.base)
         return {
-            s.name: frozenset(
-                known & {*plain, self.baseline(s.name), last_best.get(s.name, self.base)}
-            )
-            for s in suites
+            name: frozenset(known & {*plain, self.baseline(name), best.get(name, self.base)})
+            for name in names
         }
 
     def _best(self, suites: Sequence[Suite]) -> Iterator[tuple[Suite, SnapshotId]]:
@@ -311,7 +293,8 @@ class Evidence:
         collected = self.ledger.collected()
         history = [self.base, *self.accepted("policy").values()]
         history = [snapshot for snapshot in history if snapshot not in collected]
-        records = {(e.suite_hash, e.snapshot): e for e in self.ledger.evaluations()}
+        measured = self.ledger.evaluations_on([suite.hash for suite in suites])
+        records = {(e.suite_hash, e.snapshot): e for e in measured}
         needed = self.comparators(suites)
         for suite in suites:
             known = {h: records[suite.hash, h] for h in history if (suite.hash, h) in records}
@@ -353,16 +336,19 @@ class Evidence:
         ends = looks(suite.name, suite.item_ids, suite.item_clusters, suite.early.looks)
         counts = dict.fromkeys(snapshots, ends[0])
         accepted: list[int] = []
-        for record in self._judged():
-            inputs = Verdict.from_dict(record.report or {}).inputs
-            if suite.hash not in {rule.hash for rule in inputs.suites}:
+        states = {(r.index, r.attempt): r.state for r, _ in self.judged()}
+        whole = dict.fromkeys(snapshots, len(suite.item_ids))
+        for judged in judged_by_hash(self.ledger.database, suite.hash):
+            if (state := states.get((judged.index, judged.attempt))) is None:
                 continue
-            items = inputs.items.get(suite.name) or dict.fromkeys(snapshots, len(suite.item_ids))
-            counted = {inputs.candidate.get(suite.name, ""): max(items.values()), **items}
-            counts |= {s: max(n, counted.get(s, 0)) for s, n in counts.items()}
-            if record.state == "accepted":
+            items = json.loads(judged.items) if judged.items else whole
+            counted = {judged.candidate or "": max(items.values()), **items}
+            for snapshot in counts.keys() & counted.keys():
+                counts[snapshot] = max(counts[snapshot], counted[snapshot])
+            if state == "accepted":
                 accepted.append(min(items.values()))
-        return {s: min(n, self.measured(s, suite)) for s, n in counts.items()}, accepted
+        measured = {e.snapshot: e.n for e in self.ledger.evaluations_on([suite.hash])}
+        return {s: min(n, measured.get(s, 0)) for s, n in counts.items()}, accepted
 
     def comparator_snapshots(
         self, target: str, suites: Sequence[Suite], parent: SnapshotId
@@ -422,17 +408,18 @@ class Evidence:
         """
         accepted = self.accepted("policy")
         usual, chosen = accepted.get(suite, self.base), baseline_of(self.ledger)
+        if chosen is None:
+            return usual
         order = [self.base, *accepted.values()]
-        return usual if chosen is None or order.index(chosen) < order.index(usual) else chosen
+        return usual if order.index(chosen) < order.index(usual) else chosen
 
     def recompute(self, name: str) -> tuple[Verdict, Verdict]:
         """Return a finished round's verdict, drawn again from the stored items, and the one on record."""
-        reports = {r.name: r.report for r in self.committed()}
-        report = reports.get(name)
+        committed = {record.name: record for record in self.committed()}
+        report = committed[name].report if name in committed else None
         if report is None:
-            raise UserError(
-                f"round {name!r} has no verdict", where="ROUND", remedy=nearest(name, list(reports))
-            )
+            known = nearest(name, list(committed))
+            raise UserError(f"round {name!r} has no verdict", where="ROUND", remedy=known)
         recorded = Verdict.from_dict(report)
         decide_again = decide_pairs if self._makes(name) == "reward_model" else decide_from_files
         return decide_again(recorded.inputs, self.locate), recorded
@@ -445,11 +432,12 @@ class Evidence:
         """
         rounds = [r for r in self.committed() if r.state == "accepted"]
         path = lineage(rounds, self.ledger.alias("production")) if makes == "policy" else None
+        kinds = {spec.name: spec.algorithm.makes for spec in self.config.rounds}
         return {
             r.name: r.candidate
             for r in rounds
             if r.candidate
-            and self._makes(r.name) == makes
+            and kinds.get(r.name, "policy") == makes
             and (path is None or r.candidate in path)
         }
 
@@ -476,14 +464,16 @@ class Evidence:
 
     def replaced(self, rounds: Sequence[str]) -> frozenset[str]:
         """Return those of these rounds whose preference a later one with the same prompts has replaced."""
+        names = set(rounds)
         specs = [
             spec
             for spec in self.config.rounds
-            if spec.name in rounds and spec.algorithm.makes == "policy"
+            if spec.name in names and spec.algorithm.makes == "policy"
         ]
         return frozenset(
             earlier.name
             for i, later in enumerate(specs)
+            if later.mode == "override"
             for earlier in specs[:i]
             if later.replaces(earlier.name) and earlier.asks == later.asks
         )
@@ -513,41 +503,22 @@ class Evidence:
         """List the rounds with a verdict, in order."""
         return [r for r in self.ledger.rounds() if r.state in ("accepted", "rejected")]
 
-    def matrix(self) -> ScoreMatrix:
-        """Return the mean score of every measured snapshot on every suite; unseen cells stay empty."""
-        accepted = self.accepted("policy")
-        records = {(e.snapshot, e.suite): e for e in self.ledger.evaluations()}
-        if any(spec.mode == "override" for spec in self.config.rounds):
-            on_path = [record for record in self.committed() if record.name in accepted]
-            records |= as_last_judged(self.ledger.evaluations(), on_path)
-        names = tuple(
-            dict.fromkeys(
-                [s.name for s in self.config.suites if s.role != "sealed"]
-                + [r.name for r in self.config.rounds if r.algorithm.makes == "policy"]
-            )
-        )
-        rows = [("base", self.base, True)]
-        rows += [
-            (r.name, r.candidate or "", r.name in accepted)
-            for r in self.committed()
-            if self._makes(r.name) == "policy"
-        ]
-        cells = {
-            name: [records.get((snapshot, suite)) for suite in names] for name, snapshot, _ in rows
-        }
-        return ScoreMatrix(
-            rows=tuple(
-                MatrixRow(
-                    name=name,
-                    accepted=accepted,
-                    scores=tuple(None if e is None else e.mean for e in cells[name]),
-                    items=tuple(None if e is None else e.n for e in cells[name]),
-                )
-                for name, _, accepted in rows
-            ),
-            suites=names,
-            retired=self.retired([name for name, _, accepted in rows if accepted]),
-        )
+    def policy_rounds(self) -> list[RoundRecord]:
+        """List the committed rounds that make a policy, in order."""
+        kinds = {spec.name: spec.algorithm.makes for spec in self.config.rounds}
+        return [r for r in self.committed() if kinds.get(r.name, "policy") == "policy"]
+
+    def matrix(self, indices: Container[int] | None = None) -> ScoreMatrix:
+        """Return the mean score of every measured snapshot on every suite; unseen cells stay empty.
+
+        Args:
+            indices: places in the ledger of the rounds to show; None: all.
+        """
+        return matrix_of(self, indices)
+
+    def path_scores(self) -> PathScores:
+        """Return the scores on the accepted path, for sums over rounds however many there were."""
+        return path_scores(self)
 
 
 def _require_measured(
@@ -571,7 +542,7 @@ def in_view(evidence: Evidence, rounds: Sequence[str]) -> CampaignConfig:
     config, nights = evidence.config, nights_of(evidence.ledger.database)
     names = {name for round in rounds for name in evidence.look_back(round, "gate").kept}
     names |= {spec.name for spec in config.rounds if spec.name not in nights} | set(rounds)
-    decided = [record.name for record in evidence.committed()]
+    decided = {record.name for record in evidence.committed()}
     rounds_in_view = without_gone([s for s in config.rounds if s.name in names], decided)
     return config.model_copy(update={"rounds": rounds_in_view})
 

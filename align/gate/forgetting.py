@@ -15,7 +15,7 @@ Definitions as in GEM (arXiv 1706.08840), RWalk (arXiv 1801.10112) and the surve
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -48,8 +48,147 @@ class MatrixRow:
         return replace(self, scores=tuple(self.scores[j] for j in columns), items=items)
 
 
+class PathMetrics:
+    """Metrics over the accepted path, from the cells that were measured.
+
+    A campaign of thousands of rounds measures each snapshot on a few of its suites, so every sum runs over
+    cells, never over a square of rounds.
+    """
+
+    @property
+    def tasks(self) -> tuple[tuple[int, str], ...]:
+        """Row on the path after which each task was learnt, and its suite."""
+        raise NotImplementedError
+
+    @property
+    def cells(self) -> Sequence[Mapping[str, float]]:
+        """Measured scores by suite of every row on the path, the base first."""
+        raise NotImplementedError
+
+    @property
+    def uneven(self) -> bool:
+        """True if the summary numbers compare means of one task over different numbers of items."""
+        raise NotImplementedError
+
+    def average_performance(self) -> float | None:
+        """Compute AP = 1/T sum_{j<=T} a[T][j]."""
+        return _mean(self.cells[-1].get(task) for _, task in self.tasks)
+
+    def average_incremental_accuracy(self) -> float | None:
+        """Compute AIA = 1/T sum_{t<=T} AP_t, with AP_t = 1/t sum_{j<=t} a[t][j]."""
+        learnt = {task: i for i, task in self.tasks}
+        return _mean(
+            _mean(
+                score for task, score in self.cells[row].items() if learnt.get(task, row + 1) <= row
+            )
+            for row, _ in self.tasks
+        )
+
+    def learning_accuracy(self) -> float | None:
+        """Compute LA = 1/T sum_j a[j][j]: how well each task was learnt when it was trained."""
+        return _mean(self.cells[i].get(task) for i, task in self.tasks)
+
+    def backward_transfer(self) -> float | None:
+        """Compute BWT = 1/(T-1) sum_{j<T} (a[T][j] - a[j][j]); below 0 is forgetting.
+
+        GEM's denominator; TRACE divides the same sum by T.
+        """
+        last = self.cells[-1]
+        return _mean(_minus(last.get(task), self.cells[i].get(task)) for i, task in self._earlier)
+
+    def forgetting(self) -> float | None:
+        """Compute FM = 1/(T-1) sum_{j<T} max_{j<=i<T} (a[i][j] - a[T][j]); above 0 is forgetting.
+
+        The best is taken over the rows that have the cell.
+        """
+        learnt, best = {task: i for i, task in self._earlier}, dict[str, float]()
+        for row, cells in enumerate(self.cells[:-1]):
+            for task, score in cells.items():
+                if task in learnt and learnt[task] <= row:
+                    best[task] = max(score, best.get(task, score))
+        return _mean(_minus(best.get(task), self.cells[-1].get(task)) for _, task in self._earlier)
+
+    def forward_transfer(self) -> float | None:
+        """Compute FWT_zero = 1/(T-1) sum_{j>=2} (a[j-1][j] - a[0][j]): gains on tasks before their round.
+
+        GEM's zero-shot form, with the campaign's base in place of a random initialisation.
+        """
+        before = self.cells
+        return _mean(
+            _minus(before[i - 1].get(task), before[0].get(task)) for i, task in self.tasks if i > 1
+        )
+
+    def forward_gain(self, alone: Mapping[str, float]) -> float | None:
+        """Compute FWT_gain = 1/(T-1) sum_{j>=2} (a[j][j] - alone[j]): gains that earlier rounds brought.
+
+        Args:
+            alone: by task, its score where its round started from the base; tasks without are left out.
+        """
+        return _mean(
+            _minus(self.cells[i].get(task), alone.get(task)) for i, task in self.tasks if i > 1
+        )
+
+    def intransigence(self, joint: Mapping[str, float]) -> float | None:
+        """Compute IM = 1/T sum_j (joint[j] - a[j][j]); above 0 the sequence learns less than a joint run.
+
+        Args:
+            joint: by task, its score after one run on all tasks at an equal budget (RWalk, eq. 8).
+        """
+        return _mean(_minus(joint.get(task), self.cells[i].get(task)) for i, task in self.tasks)
+
+    @property
+    def _earlier(self) -> tuple[tuple[int, str], ...]:
+        """Tasks that later rounds could have made the policy forget."""
+        last = len(self.cells) - 1
+        return tuple((i, task) for i, task in self.tasks if i < last)
+
+    @property
+    def final(self) -> dict[str, float]:
+        """Scores of the last accepted snapshot by suite, where it was measured."""
+        return dict(self.cells[-1])
+
+
 @dataclass(frozen=True, kw_only=True)
-class ScoreMatrix:
+class PathScores(PathMetrics):
+    """What was measured on the accepted path of a whole campaign, however long, without empty cells."""
+
+    names: tuple[str, ...]
+    """Rows of the path: ``base``, then accepted rounds in order."""
+    suites: frozenset[str]
+    """Suites that are columns."""
+    scores: tuple[Mapping[str, float], ...]
+    """Means by suite, row by row."""
+    fewer: frozenset[str] = frozenset()
+    """Suites with a mean over fewer items than another of its column."""
+    retired: frozenset[str] = frozenset()
+
+    def select(self, suites: Collection[str]) -> PathScores:
+        """Return the scores on some of the suites."""
+        return replace(
+            self,
+            suites=self.suites & set(suites),
+            scores=tuple({n: a for n, a in row.items() if n in suites} for row in self.scores),
+        )
+
+    @cached_property
+    def tasks(self) -> tuple[tuple[int, str], ...]:
+        """Row on the path after which each task was learnt, and its suite."""
+        names = enumerate(self.names[1:], start=1)
+        return tuple((i, n) for i, n in names if n in self.suites and n not in self.retired)
+
+    @property
+    def cells(self) -> Sequence[Mapping[str, float]]:
+        """Measured scores by suite of every row on the path, the base first."""
+        return self.scores
+
+    @property
+    def uneven(self) -> bool:
+        """True if the summary numbers compare means of one task over different numbers of items."""
+        return any(task in self.fewer for _, task in self.tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreMatrix(PathMetrics):
     """Rows in the order the rounds were committed, the base first; columns are suites.
 
     Sums over hundreds of rounds read its path and its tasks very often, so these are computed once.
@@ -108,84 +247,18 @@ class ScoreMatrix:
         names = enumerate((row.name for row in self.path[1:]), start=1)
         return tuple((i, n) for i, n in names if n in self._columns and n not in self.retired)
 
-    def average_performance(self) -> float | None:
-        """Compute AP = 1/T sum_{j<=T} a[T][j]."""
-        last = len(self.path) - 1
-        return _mean(self._a(last, task) for _, task in self.tasks)
-
-    def average_incremental_accuracy(self) -> float | None:
-        """Compute AIA = 1/T sum_{t<=T} AP_t, with AP_t = 1/t sum_{j<=t} a[t][j]."""
-        return _mean(
-            _mean(self._a(row, task) for i, task in self.tasks if i <= row) for row, _ in self.tasks
-        )
-
-    def learning_accuracy(self) -> float | None:
-        """Compute LA = 1/T sum_j a[j][j]: how well each task was learnt when it was trained."""
-        return _mean(self._a(i, task) for i, task in self.tasks)
-
-    def backward_transfer(self) -> float | None:
-        """Compute BWT = 1/(T-1) sum_{j<T} (a[T][j] - a[j][j]); below 0 is forgetting.
-
-        GEM's denominator; TRACE divides the same sum by T.
-        """
-        last = len(self.path) - 1
-        return _mean(_minus(self._a(last, task), self._a(i, task)) for i, task in self._earlier)
-
-    def forgetting(self) -> float | None:
-        """Compute FM = 1/(T-1) sum_{j<T} max_{j<=i<T} (a[i][j] - a[T][j]); above 0 is forgetting.
-
-        The best is taken over the rows that have the cell.
-        """
-        last = len(self.path) - 1
-        terms = []
-        for i, task in self._earlier:
-            scores = [a for row in range(i, last) if (a := self._a(row, task)) is not None]
-            terms.append(_minus(max(scores, default=None), self._a(last, task)))
-        return _mean(terms)
-
-    def forward_transfer(self) -> float | None:
-        """Compute FWT_zero = 1/(T-1) sum_{j>=2} (a[j-1][j] - a[0][j]): gains on tasks before their round.
-
-        GEM's zero-shot form, with the campaign's base in place of a random initialisation.
-        """
-        return _mean(
-            _minus(self._a(i - 1, task), self._a(0, task)) for i, task in self.tasks if i > 1
-        )
-
-    def forward_gain(self, alone: Mapping[str, float]) -> float | None:
-        """Compute FWT_gain = 1/(T-1) sum_{j>=2} (a[j][j] - alone[j]): gains that earlier rounds brought.
-
-        Args:
-            alone: by task, its score where its round started from the base; tasks without are left out.
-        """
-        return _mean(_minus(self._a(i, task), alone.get(task)) for i, task in self.tasks if i > 1)
-
-    def intransigence(self, joint: Mapping[str, float]) -> float | None:
-        """Compute IM = 1/T sum_j (joint[j] - a[j][j]); above 0 the sequence learns less than a joint run.
-
-        Args:
-            joint: by task, its score after one run on all tasks at an equal budget (RWalk, eq. 8).
-        """
-        return _mean(_minus(joint.get(task), self._a(i, task)) for i, task in self.tasks)
-
-    @property
-    def _earlier(self) -> tuple[tuple[int, str], ...]:
-        """Tasks that later rounds could have made the policy forget."""
-        last = len(self.path) - 1
-        return tuple((i, task) for i, task in self.tasks if i < last)
-
-    @property
-    def final(self) -> dict[str, float]:
-        """Scores of the last accepted snapshot by suite, where it was measured."""
-        return self._scores(self.path[-1])
+    @cached_property
+    def cells(self) -> Sequence[Mapping[str, float]]:
+        """Measured scores by suite of every row on the path, the base first."""
+        return [self._scores(row) for row in self.path]
 
     def scores_after(self, name: str) -> dict[str, float]:
         """Return the scores of an accepted round's snapshot by suite, where it was measured."""
         return self._scores(next(row for row in self.path[1:] if row.name == name))
 
     def _scores(self, row: MatrixRow) -> dict[str, float]:
-        pairs = zip(self.suites, row.scores, strict=True)
-        return {suite: score for suite, score in pairs if score is not None}
+        columns = self._columns.items()
+        return {suite: score for suite, j in columns if (score := row.scores[j]) is not None}
 
     def empty_cells(self) -> tuple[tuple[str, str], ...]:
         """List (round, task) of every cell on the accepted path that was not measured."""

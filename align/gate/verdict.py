@@ -36,7 +36,7 @@ from align.gate.measurement.results import ItemResults
 from align.gate.strict import rate_checks, tolerance_checks
 from align.gate.suites.looks import first
 from align.gate.suites.suite import SuiteRule
-from align.store.lookback import first_names
+from align.store.lookback import first_names, folded, unfolded
 from rollouts.errors import RunError
 from rollouts.types import SnapshotId
 
@@ -44,6 +44,10 @@ Outcome = Literal["accepted", "rejected", "too_few_items", "void"]
 """Outcome of a decision; ``void``: the candidate failed on too many items to be judged."""
 REPLACED = ("paired_t", "exact")
 """Tests whose distribution was once computed in another way."""
+NAMES_OF_ROUNDS = ("accepted_rounds", "left_out")
+"""Inputs that name every earlier round."""
+LISTED = 50
+"""Rounds that are named one by one; more are folded, see `align.store.lookback.folded`."""
 ROUNDING = 1e-9
 """Relative difference up to which two p values, or two ends of an interval, are the same."""
 ZERO = 1e-12
@@ -64,18 +68,33 @@ class Verdict:
     inputs: VerdictInputs
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; `from_dict` gives back an equal verdict.
+        """Return plain JSON values, long lists of rounds folded; `from_dict` gives back an equal verdict.
 
         Verdicts that are older than retired items have no such key, and nor have those without any.
         """
         plain: dict[str, Any] = _VERDICT.dump_python(self, mode="json")
+        inputs = plain["inputs"]
         if not self.inputs.retired_items:
-            del plain["inputs"]["retired_items"]
+            del inputs["retired_items"]
+        for names in NAMES_OF_ROUNDS:
+            if len(whole := inputs[names]) > LISTED:
+                in_order = names == "left_out"
+                inputs[names] = folded(whole if in_order else sorted(whole, key=_numbered))
         return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Verdict:
-        return _VERDICT.validate_python(plain)
+        inputs = dict(plain.get("inputs") or {})
+        for names in NAMES_OF_ROUNDS:
+            if len(entries := inputs.get(names) or ()) != len(whole := unfolded(entries)):
+                inputs[names] = sorted(whole) if names == "accepted_rounds" else whole
+        return _VERDICT.validate_python({**plain, "inputs": inputs} if inputs else dict(plain))
+
+    @classmethod
+    def to_show(cls, plain: Mapping[str, Any]) -> Verdict:
+        """Return the verdict without the names of all earlier rounds, for whoever shows many verdicts."""
+        unnamed = dict.fromkeys(NAMES_OF_ROUNDS, ())
+        return cls.from_dict({**plain, "inputs": {**plain["inputs"], **unnamed}})
 
     def decides_as(self, other: Verdict) -> bool:
         """Tell if two verdicts agree in every number and outcome; the words for them may differ.
@@ -110,6 +129,12 @@ class Verdict:
 
 
 _VERDICT = TypeAdapter(Verdict)
+
+
+def _numbered(name: str) -> tuple[str, int, str]:
+    """Return the key that sorts the rounds of a template by their numbers."""
+    head, _, number = name.rpartition("-")
+    return (head, int(number), name) if head and number.isdecimal() else (name, 0, name)
 
 
 def decide(case: Case) -> Verdict:

@@ -41,7 +41,7 @@ def before_and_after(evidence: Evidence, most: int = NUM_ANSWERS) -> list[Shown]
 
     hashes = {record.suite: record.suite_hash for record in evidence.ledger.evaluations(production)}
     columns: list[list[Shown]] = []
-    for suite in evidence.accepted("policy"):
+    for suite in evidence.accepted("policy").keys() & hashes.keys():
         pair = pair_between(evidence, hashes.get(suite), production, evidence.base)
         if pair is not None:
             drawn = sorted(pair.changes, key=lambda change: sha256(change[1].encode()).digest())

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from align.config.campaign import CampaignConfig
 from align.config.gate import Family
 from align.gate.checks import Check, What
-from align.gate.forgetting import ScoreMatrix
+from align.gate.forgetting import PathScores, ScoreMatrix
 from align.gate.summary import RATES
 
 ORDER: tuple[Family, ...] = ("general", "instruction", "safety")
@@ -42,6 +42,18 @@ def by_family(
         if columns:
             parts.append((family, matrix.select(columns)))
     return parts
+
+
+def path_by_family(path: PathScores, families: Mapping[str, Family]) -> dict[Family, PathScores]:
+    """Split the scores of a path by family."""
+    suites = {family: set[str]() for family in ORDER}
+    for suite in path.suites:
+        suites[families.get(suite, "general")].add(suite)
+    return {
+        family: path if names == path.suites else path.select(names)
+        for family, names in suites.items()
+        if names
+    }
 
 
 def passed_lines(checks: Iterable[Check]) -> Iterator[str]:

@@ -12,7 +12,7 @@ which earlier ones hold back does not look quick.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -54,13 +54,17 @@ def learning_curve(steps: Iterable[Mapping[str, float]], window: int = WINDOW) -
     return curve
 
 
-def curves_of(evidence: Evidence) -> dict[str, Curve]:
-    """Return the curve of every accepted round in order; a round without rewards has none."""
+def curves_of(evidence: Evidence, window: Container[int] | None = None) -> dict[str, Curve]:
+    """Return the curve of every accepted round in order; a round without rewards has none.
+
+    Args:
+        window: places in the ledger of the rounds whose steps are read; None: all.
+    """
     paths, accepted = evidence.store.paths, evidence.accepted("policy")
     curves = {
         record.name: learning_curve(paths.round(record.index, record.name).steps().values())
         for record in evidence.committed()
-        if record.name in accepted
+        if record.name in accepted and (window is None or record.index in window)
     }
     return {name: curve for name, curve in curves.items() if curve}
 
@@ -120,8 +124,12 @@ def best(curve: Curve) -> float:
     return max(score for _, score in curve)
 
 
-def learning_of(evidence: Evidence) -> Learning:
-    """Read the curves of a campaign, and the curves and scores of its references."""
+def learning_of(evidence: Evidence, window: Container[int] | None = None) -> Learning:
+    """Read the curves of a campaign, and the curves and scores of its references.
+
+    Args:
+        window: places in the ledger of the rounds whose curves are read; None: all.
+    """
     references, missing = evidence.config.references, []
     alone: dict[str, float] = {}
     alone_curves: dict[str, Curve] = {}
@@ -138,7 +146,7 @@ def learning_of(evidence: Evidence) -> Learning:
             alone |= {n: scores[n] for n in learnt if n in (scores := matrix.scores_after(n))}
             alone_curves |= {name: curves[name] for name in learnt if name in curves}
     return Learning(
-        curves=curves_of(evidence),
+        curves=curves_of(evidence, window),
         alone_curves=alone_curves,
         alone=alone,
         joint=joint,

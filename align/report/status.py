@@ -10,14 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from align.config.campaign import CampaignConfig
 from align.data.retrieval.record import IndexRecord, index_of_report
 from align.gate.evidence import Evidence
 from align.gate.forgetting import ON_FEWER_WORDS, ScoreMatrix
 from align.gate.measurement.results import measured_figures
 from align.gate.measurement.routing import measured_routing
 from align.gate.suites.kinds import KINDS, kind_of_round
+from align.gate.suites.suite import Suite
 from align.report.records.history import RoundEntry, entries, reasons_of, sealed_names
+from align.report.records.window import ALL, Window, window_of
 from align.report.summary_numbers import summary_of
+from align.schedule.skips import skips
 from align.store.ledger.amendments import Amendment, amendments_of
 from rollouts.types import SnapshotId
 
@@ -80,11 +84,18 @@ class CampaignStatus:
     matrix: tuple[SnapshotScores, ...]
     rounds: tuple[RoundStatus, ...]
     amendments: tuple[Amendment, ...]
+    window: Window
+    """Rounds that ``matrix``, ``rounds`` and ``on_fewer`` are about, and N80 and its kin of the summary."""
 
 
-def status_of(evidence: Evidence) -> CampaignStatus:
-    """Read the state of a campaign from its store."""
-    matrix = evidence.matrix()
+def status_of(evidence: Evidence, window: Window | None = None) -> CampaignStatus:
+    """Read the state of a campaign from its store.
+
+    Args:
+        window: rounds to show; None: all.
+    """
+    window = window or window_of(evidence, ALL)
+    matrix, skipped = evidence.matrix(window), skips(evidence.ledger)
     records = {record.index: record for record in evidence.ledger.rounds()}
     on_fewer = tuple(
         (row.name, suite)
@@ -98,7 +109,7 @@ def status_of(evidence: Evidence) -> CampaignStatus:
         store=evidence.config.store if evidence.config.is_remote else str(evidence.folder),
         production=evidence.ledger.alias("production") or evidence.base,
         decisions=evidence.looks(),
-        summary=summary_of(evidence),
+        summary=summary_of(evidence, window),
         on_fewer=OnFewer(why=ON_FEWER_WORDS, cells=on_fewer, summary=matrix.uneven)
         if on_fewer
         else None,
@@ -106,17 +117,16 @@ def status_of(evidence: Evidence) -> CampaignStatus:
         rounds=tuple(
             RoundStatus(
                 entry=entry,
-                reasons=reasons_of(evidence, records[entry.index])
-                if entry.index in records
-                else (),
+                reasons=reasons_of(records[entry.index], skipped) if entry.index in records else (),
                 scores=scores_of(evidence, entry.candidate),
                 documents=index_of_report(records[entry.index].report)
                 if entry.index in records
                 else None,
             )
-            for entry in entries(evidence)
+            for entry in entries(evidence, window)
         ),
         amendments=tuple(amendments_of(evidence.ledger)),
+        window=window,
     )
 
 
@@ -150,24 +160,36 @@ def _rows(evidence: Evidence, matrix: ScoreMatrix) -> list[SnapshotScores]:
         evidence.base if index == 0 else candidates[row.name]
         for index, row in enumerate(matrix.rows)
     ]
+    kinds = kinds_of(evidence.config)
+    shown = {suite: kinds[suite] for suite in matrix.suites if suite in kinds}
     return [
         SnapshotScores(
             round=row.name,
             snapshot=snapshot,
             accepted=row.accepted,
             scores=dict(zip(matrix.suites, row.scores, strict=True)),
-            figures=figures_of(evidence, snapshot),
+            figures=figures_of(evidence, snapshot, shown),
             items=dict(zip(matrix.suites, row.items, strict=True)),
         )
         for row, snapshot in zip(matrix.rows, snapshots, strict=True)
     ]
 
 
-def figures_of(evidence: Evidence, snapshot: SnapshotId) -> dict[str, dict[str, float]]:
-    """Return the figures beside a snapshot's means, by suite and name, without those of sealed suites."""
-    config, sealed = evidence.config, sealed_names(evidence.config)
+def kinds_of(config: CampaignConfig) -> dict[str, type[Suite]]:
+    """Return the kind of every suite, those of rounds included."""
     kinds = {spec.name: KINDS[spec.source] for spec in config.suites}
-    kinds |= {spec.name: kind_of_round(spec) for spec in config.rounds}
+    return kinds | {spec.name: kind_of_round(spec) for spec in config.rounds}
+
+
+def figures_of(
+    evidence: Evidence, snapshot: SnapshotId, kinds: Mapping[str, type[Suite]]
+) -> dict[str, dict[str, float]]:
+    """Return the figures beside a snapshot's means, by suite and name, without those of sealed suites.
+
+    Args:
+        kinds: of the suites to show.
+    """
+    config, sealed = evidence.config, sealed_names(evidence.config)
     files = {
         record.suite: evidence.folder / record.path
         for record in evidence.ledger.evaluations(snapshot)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from align.gate.evidence import Evidence
-from align.gate.forgetting import ScoreMatrix, composition_gap, relative_composition
+from align.gate.forgetting import PathMetrics, composition_gap, relative_composition
 from align.report.learning_cost import Learning, learning_of
 
 Form = Literal["score", "change", "count", "ratio"]
@@ -45,12 +45,16 @@ SHARES = {"N80": 0.8, "N90": 0.9}
 """Shares of a round's best reward that rollouts are counted to."""
 
 
-def summary_of(evidence: Evidence) -> dict[str, float | None]:
-    """Return the summary numbers of a whole campaign."""
-    return summary_numbers(evidence.matrix(), learning_of(evidence))
+def summary_of(evidence: Evidence, window: Container[int] | None = None) -> dict[str, float | None]:
+    """Return the summary numbers of a whole campaign.
+
+    Args:
+        window: rounds that N80 and its kin are the means of; None: all.
+    """
+    return summary_numbers(evidence.path_scores(), learning_of(evidence, window))
 
 
-def summary_numbers(matrix: ScoreMatrix, learning: Learning) -> dict[str, float | None]:
+def summary_numbers(matrix: PathMetrics, learning: Learning) -> dict[str, float | None]:
     """Return every summary number over the accepted rounds; None where it cannot be formed."""
     tasks, later = ([name for _, name in part] for part in (matrix.tasks, matrix.tasks[1:]))
     final = matrix.final

@@ -11,13 +11,14 @@ from rich.text import Text
 
 from align.data.retrieval.record import index_of_report
 from align.gate.evidence import Evidence
-from align.gate.forgetting import ON_FEWER, ON_FEWER_WORDS, ScoreMatrix
+from align.gate.forgetting import ON_FEWER, ON_FEWER_WORDS, PathMetrics, ScoreMatrix
 from align.gate.sealed import openings
 from align.gate.verdict import Verdict
 from align.report.before_after import answer_lines
 from align.report.explanation.answer import answer_of
-from align.report.families import by_family, families_of, passed_lines
+from align.report.families import by_family, families_of, passed_lines, path_by_family
 from align.report.learning_cost import Learning, learning_of
+from align.report.records.window import Window, window_of
 from align.report.summary_numbers import SHARES, legend, shown, summary_numbers
 from align.store.ledger.amendments import Amendment, amendments_of
 from align.store.ledger.baseline import baseline_moves
@@ -36,27 +37,43 @@ STYLES = {
 }
 
 
-def campaign_report(evidence: Evidence, folder: Path) -> Group:
-    """Compose what a newcomer wants to know after a run."""
-    parts = by_family(evidence.matrix(), families_of(evidence.config))
-    learning = learning_of(evidence)
+def campaign_report(evidence: Evidence, folder: Path, window: Window | None = None) -> Group:
+    """Compose what a newcomer wants to know after a run.
+
+    Args:
+        window: rounds to show; None: the newest.
+    """
+    window = window or window_of(evidence, None)
+    families = families_of(evidence.config)
+    parts = by_family(evidence.matrix(window), families)
+    sums = path_by_family(evidence.path_scores(), families)
+    learning = learning_of(evidence, window)
     tables: list[RenderableType] = []
     for family, matrix in parts:
         tables.append(matrix_table(matrix, family if len(parts) > 1 else ""))
-        tables.append(metrics_lines(matrix, learning))
+        tables.append(metrics_lines(sums[family], learning))
     tables += [
         Text(f"references: there is no campaign to be read in {store}\n")
         for store in learning.missing
     ]
     return Group(
-        *answer_first(evidence), *tables, *verdict_lines(evidence), *sealed_lines(evidence),
+        *answer_first(evidence, window), *window_lines(window), *tables,
+        *verdict_lines(evidence, window), *sealed_lines(evidence),
         *baseline_lines(evidence), *answer_lines(evidence), places(evidence, folder),
     )  # fmt: skip
 
 
-def answer_first(evidence: Evidence) -> Iterator[Text]:
+def window_lines(window: Window) -> Iterator[Text]:
+    """Say which rounds are shown, if not all are."""
+    if not window.whole:
+        yield Text(
+            f"{window.sentence}; sums are over all rounds, N80 and its kin over those shown\n"
+        )
+
+
+def answer_first(evidence: Evidence, window: Window) -> Iterator[Text]:
     """Yield what is production, and what was refused and why, a line each."""
-    first, *others = answer_of(evidence).sentences
+    first, *others = answer_of(evidence, window).sentences
     yield Text(first, style="bold")
     yield from map(Text, others)
     yield Text("")
@@ -81,7 +98,7 @@ def matrix_table(matrix: ScoreMatrix, family: str = "") -> Table:
     return table
 
 
-def metrics_lines(matrix: ScoreMatrix, learning: Learning) -> Text:
+def metrics_lines(matrix: PathMetrics, learning: Learning) -> Text:
     """Write the summary numbers of continual learning over the accepted rounds, and what they mean."""
     numbers = summary_numbers(matrix, learning).items()
     values = {name: value for name, value in numbers if value is not None}
@@ -93,7 +110,7 @@ def metrics_lines(matrix: ScoreMatrix, learning: Learning) -> Text:
     return text.append(f"\n{legend(values)}\n", style="dim")
 
 
-def verdict_lines(evidence: Evidence) -> Iterator[RenderableType]:
+def verdict_lines(evidence: Evidence, window: Window) -> Iterator[RenderableType]:
     """Yield one block per committed round: the outcome, the target, and what held or was lost.
 
     Amendments of the campaign stand before the first verdict that came after them.
@@ -101,8 +118,10 @@ def verdict_lines(evidence: Evidence) -> Iterator[RenderableType]:
     entries = amendments_of(evidence.ledger)
     decided = evidence.committed()
     for number, record in enumerate(decided):
+        if record.index not in window:
+            continue
         yield from (_amended(entry) for entry in entries if entry.decisions == number)
-        verdict = Verdict.from_dict(record.report or {})
+        verdict = Verdict.to_show(record.report or {})
         head = Text(f"{record.name}: ")
         head.append(outcome_of(verdict), style=STYLES[verdict.outcome])
         yield head
@@ -110,7 +129,8 @@ def verdict_lines(evidence: Evidence) -> Iterator[RenderableType]:
         for line in (*summary(verdict), *(documents.lines if documents else ())):
             yield Text(f"  {line}")
 
-    yield from (_amended(entry) for entry in entries if entry.decisions >= len(decided))
+    if window.ends:
+        yield from (_amended(entry) for entry in entries if entry.decisions >= len(decided))
 
 
 def _amended(entry: Amendment) -> Text:
@@ -171,6 +191,8 @@ def report_console() -> Console:
     return console if console.is_terminal else Console(width=WIDTH)
 
 
-def print_report(evidence: Evidence, folder: Path, console: Console) -> None:
+def print_report(
+    evidence: Evidence, folder: Path, console: Console, window: Window | None = None
+) -> None:
     """Print `campaign_report`."""
-    console.print(campaign_report(evidence, folder))
+    console.print(campaign_report(evidence, folder, window))

@@ -121,8 +121,8 @@ def claim_store(
     with ledger.lease(expiry_s=config.waits.lease_s, note=note) as lease:
         amended = ledger.open_campaign(
             stated.name,
-            stated.content(),
-            stated.hash(),
+            settled.content,
+            settled.content_hash,
             read=as_read,
             who=user_name(),
             quiet=settled.due,

@@ -14,7 +14,7 @@ from align.round.inputs import Inputs, load_inputs
 from align.schedule.claims import Dues
 from align.schedule.due import Due
 from align.store.changes.settle import settle
-from align.store.ledger.due_rounds import ClaimedRound, claimed_rounds
+from align.store.ledger.due_rounds import ClaimedRound, open_claimed_rounds
 from align.store.ledger.ledger import Ledger
 from rollouts.errors import UserError
 from rollouts.rows import FileRow
@@ -42,11 +42,10 @@ def open_claims(ledger: Ledger | None, apart: Collection[str] = ()) -> list[Clai
     """
     if ledger is None:
         return []
-    over = ledger.closed() | set(apart)
     return [
         claimed_round
-        for claimed_round in claimed_rounds(ledger.database)
-        if claimed_round.spec.name not in over
+        for claimed_round in open_claimed_rounds(ledger.database)
+        if claimed_round.spec.name not in apart
     ]
 
 

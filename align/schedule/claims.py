@@ -142,13 +142,13 @@ class Dues:
         # Its own view: rows may come meanwhile, but no watermark moves while this process writes.
         inbox = Inbox(self._database)
         by_counter = {
-            counts.stream: Arrivals(
-                count=counts.waiting,
-                oldest=None if counts.oldest_waiting is None else moment_of(counts.oldest_waiting),
-                newest=counts.newest,
-                watermark=counts.watermark,
+            stream: Arrivals(
+                count=waiting.count,
+                oldest=waiting.oldest,
+                newest=waiting.newest_id,
+                watermark=watermark,
             )
-            for counts in inbox.counts()
+            for stream, (waiting, watermark) in inbox.arrivals().items()
         }
         for schedule in self._schedules:
             if schedule.rereads and schedule.stream is not None:

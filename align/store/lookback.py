@@ -16,12 +16,13 @@ against its budget when it is drawn again.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from align.config.schedule import RememberConfig
 from align.store.database.database import Database
@@ -35,6 +36,8 @@ Purpose = Literal["gate", "replay"]
 """Purpose that rounds are drawn for."""
 
 
+FOLDED = re.compile(r"(.+)-\[(\d+)\.\.(\d+)\]")
+"""Entry for consecutive rounds of a template; no round's name has brackets."""
 SHOWN = 5
 """Names in a sentence."""
 
@@ -115,19 +118,73 @@ def first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
+def folded(names: Sequence[str]) -> list[str]:
+    """Write the consecutive rounds of a template as one entry, so that a verdict's record stays short.
+
+    >>> folded(["plain", "nightly-1", "nightly-2", "nightly-3", "nightly-5", "nightly-07"])
+    ['plain', 'nightly-[1..3]', 'nightly-5', 'nightly-07']
+    """
+    entries: list[str] = []
+    template, first, last = "", 0, 0
+
+    def close() -> None:
+        if template:
+            entries.append(
+                f"{template}-{first}" if first == last else f"{template}-[{first}..{last}]"
+            )
+
+    for name in names:
+        head, _, number = name.rpartition("-")
+        if not (head and number.isdecimal() and str(int(number)) == number):
+            close()
+            template = ""
+            entries.append(name)
+        elif head == template and int(number) == last + 1:
+            last += 1
+        else:
+            close()
+            template, first, last = head, int(number), int(number)
+    close()
+    return entries
+
+
+def unfolded(entries: Iterable[str]) -> list[str]:
+    """Return the names that `folded` wrote; a name stands for itself.
+
+    >>> unfolded(["plain", "nightly-[1..3]"])
+    ['plain', 'nightly-1', 'nightly-2', 'nightly-3']
+    """
+    names: list[str] = []
+    for entry in entries:
+        if match := FOLDED.fullmatch(entry):
+            head, first, last = match.groups()
+            names += [f"{head}-{number}" for number in range(int(first), int(last) + 1)]
+        else:
+            names.append(entry)
+    return names
+
+
 def nights_of(database: Database) -> dict[str, Template]:
     """Return the template of every round that is one's, in the order they fell due.
 
     What a template remembers is what the campaign file said when its last round fell due: an edit is for
     rounds to come, and an interrupted round goes on as it began.
     """
-    with database.read() as connection:
-        columns = (due_claims.c.schedule, due_claims.c.round, due_claims.c.spec)
-        claims = connection.execute(select(*columns).order_by(due_claims.c.seq)).all()
-    remember = {claim.schedule: json.loads(claim.spec).get("remember") for claim in claims}
-    templates = {name: template_of(name, stated) for name, stated in remember.items()}
+    return dict(database.follow("nights", _nights))
+
+
+def _nights(connection: Connection) -> dict[str, Template]:
+    columns = (due_claims.c.schedule, due_claims.c.round)
+    claims = connection.execute(select(*columns).order_by(due_claims.c.seq)).all()
+    newest = dict(claims)
+    specs = select(due_claims.c.schedule, due_claims.c.spec)
+    templates = {
+        schedule: template_of(schedule, json.loads(spec).get("remember"))
+        for round in newest.values()
+        for schedule, spec in connection.execute(specs.where(due_claims.c.round == round))
+    }
     # A schedule that does not repeat runs under its own name: a plain round.
-    return {c.round: templates[c.schedule] for c in claims if c.round != c.schedule}
+    return {round: templates[schedule] for schedule, round in claims if round != schedule}
 
 
 def template_of(name: str, stated: Any) -> Template:

@@ -34,6 +34,8 @@ NAMED_ELSEWHERE = re.compile(
 )
 """Paths that matter only while an accepted round or the record of evaluations names them. Checkpoints never
 do: a round whose own was changed starts over, and old ones are removed."""
+OWNED = re.compile(r"replay/(?:examples-|history-)?([0-9a-f]{16})\.jsonl")
+"""Paths of what is kept of an accepted round. The group is the beginning of its snapshot's id."""
 REPEATS = "evaluations/*/aa/*.parquet"
 RIVAL_ANSWERS = "evaluations/answers/*.jsonl"
 REPLAYED = f"replay/{DIGITS * '[0-9a-f]'}.jsonl"
@@ -213,11 +215,15 @@ class StorePaths:
     def mirrored(self) -> Iterator[str]:
         """Yield the names of the complete files that a store with a URL keeps there too."""
         for name in MIRRORED:
-            for path in (self.folder / name).rglob("*"):
-                inner = path.relative_to(self.folder)
-                hidden = any(part.startswith(".") for part in inner.parts)
-                if path.is_file() and not hidden and STAGING not in inner.parts:
-                    yield inner.as_posix()
+            yield from self.mirrored_in(self.folder / name)
+
+    def mirrored_in(self, folder: Path) -> Iterator[str]:
+        """Yield the names of such files in one folder of the store."""
+        for path in folder.rglob("*"):
+            inner = path.relative_to(self.folder)
+            hidden = any(part.startswith(".") for part in inner.parts)
+            if path.is_file() and not hidden and STAGING not in inner.parts:
+                yield inner.as_posix()
 
     def relative(self, path: Path) -> str:
         """Return the name of a file in the ledger: its path from the store, with forward slashes."""

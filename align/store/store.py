@@ -31,6 +31,9 @@ from align.store.snapshots.snapshots import SnapshotStore
 from align.store.stored_files import RUN_AGAIN, StoredFiles, fault_of
 from align.store.superseded import scratch, superseded_in, unfinished
 
+SWEPT = 400
+"""Newest attempts whose folders are looked through for what a run left over."""
+
 
 class Store:
     """Ledger, snapshots and files of one campaign.
@@ -61,8 +64,21 @@ class Store:
             self._mirror.pull(checkpoints=checkpoints, leave=superseded_in(self.ledger))
 
     def sweep(self) -> None:
-        """Remove what the ledger no longer names, here and behind the URL. Hold the lease first."""
-        self.withdraw(sorted(filter(superseded_in(self.ledger), self.sizes())))
+        """Remove what the ledger no longer names, here and behind the URL. Hold the lease first.
+
+        Every run begins with it, so what is left over is of the last one: of a store of many rounds only
+        the folders of the newest are looked through.
+        """
+        attempts = self.ledger.attempts()
+        if self.is_remote or len(attempts) <= SWEPT:
+            self.withdraw(sorted(filter(superseded_in(self.ledger), self.sizes())))
+            return
+        newest = attempts[-SWEPT:]
+        snapshots = {s for r in newest for s in (r.parent, r.candidate) if s is not None}
+        folders = {self.paths.round(record.index, record.name).path for record in newest}
+        folders |= {self.paths.evaluation(snapshot, "*").parent for snapshot in snapshots}
+        files = {name for folder in folders for name in self.paths.mirrored_in(folder)}
+        self.withdraw(sorted(filter(superseded_in(self.ledger, snapshots), files)))
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every complete file of records, here or behind the URL, by path."""

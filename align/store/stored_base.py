@@ -8,7 +8,7 @@ from pathlib import Path
 
 from align.config.campaign import CampaignConfig
 from align.errors import KeelError
-from align.store.ledger.copy import ledger_copy
+from align.store.ledger.copy import ledger_to_read
 from align.store.paths import StorePaths
 from align.store.snapshots.manifest import HELD_OUT, Manifest
 from align.store.store import store_to_read
@@ -42,12 +42,14 @@ def stored_base(config: CampaignConfig) -> StoredBase | None:
     None where there is no store yet, or it is out of reach: whoever goes on to run opens it and says why.
     """
     try:
-        with ledger_copy(config) as ledger:
+        with ledger_to_read(config) as ledger:
             if ledger.alias("production") is None:
                 return None
-            base = ledger.alias_moves()[0].target
-            measured = frozenset(record.suite_hash for record in ledger.evaluations())
-            accepted = [r for r in ledger.rounds() if r.state == "accepted" and r.candidate]
+            base = ledger.first_production()
+            measured = ledger.measured_suites()
+            named = {spec.name for spec in config.rounds}
+            rounds = [r for r in ledger.rounds() if r.name in named]
+            accepted = [r for r in rounds if r.state == "accepted" and r.candidate]
             snapshots = store_to_read(config, ledger).snapshots
             manifest = snapshots.manifest(base)
             trained_on = {

@@ -42,6 +42,9 @@ class FileHash:
     """ISO 8601, UTC."""
 
 
+_ROW = [column for column in stored_files.c if column.name != "seq"]
+
+
 @dataclass(frozen=True, slots=True)
 class StoredFiles:
     """The record of one store's files.
@@ -90,10 +93,32 @@ class StoredFiles:
     def hashes(self) -> dict[str, FileHash]:
         """Return the newest row of every file, by path."""
         newest = select(func.max(stored_files.c.seq)).group_by(stored_files.c.path)
-        columns = [column for column in stored_files.c if column.name != "seq"]
-        rows = select(*columns).where(stored_files.c.seq.in_(newest)).order_by(stored_files.c.path)
+        rows = select(*_ROW).where(stored_files.c.seq.in_(newest)).order_by(stored_files.c.path)
         with self.database.read() as connection:
             return {row.path: FileHash(**row._mapping) for row in connection.execute(rows)}
+
+    @property
+    def num_rows(self) -> int:
+        """Number of the newest row of the record."""
+        with self.database.read() as connection:
+            return connection.scalar(select(func.max(stored_files.c.seq))) or 0
+
+    def hashes_of(self, paths: Iterable[str]) -> dict[str, FileHash]:
+        """Return the newest row of some files, by path; those without one are left out."""
+        newest = select(*_ROW).order_by(stored_files.c.seq.desc()).limit(1)
+        with self.database.read() as connection:
+            rows = [
+                connection.execute(newest.where(stored_files.c.path == path)).one_or_none()
+                for path in dict.fromkeys(paths)
+            ]
+        return {row.path: FileHash(**row._mapping) for row in rows if row is not None}
+
+    def hashes_between(self, first: int, last: int) -> dict[str, FileHash]:
+        """Return the newest row of files that have a row with a number in a range, by path."""
+        this = stored_files.c.seq.between(first, last)
+        with self.database.read() as connection:
+            paths = list(connection.scalars(select(stored_files.c.path).where(this)))
+        return self.hashes_of(paths)
 
     def fault_of(self, path: Path) -> str | None:
         """Return what is wrong with a file, as the end of a sentence; None if nothing is."""
@@ -118,7 +143,7 @@ class StoredFiles:
         Raises:
             EvidenceError: they differ.
         """
-        wanted = self.hashes()[self._name(path)].bytes
+        wanted = self.hashes_of([self._name(path)])[self._name(path)].bytes
         if size is None:
             raise _lost(where, "is missing", remedy)
         if size != wanted:

@@ -33,13 +33,19 @@ SCRATCH = "adapters-*"
 """Folders of a runner's temporary adapters."""
 
 
-def superseded_in(ledger: Ledger) -> Callable[[str], bool]:
+def superseded_in(
+    ledger: Ledger, snapshots: Collection[SnapshotId] | None = None
+) -> Callable[[str], bool]:
     """Return a test of paths, relative to the store: True for a file that the ledger no longer names.
 
     Superseded are results that a record with more items has replaced, checkpoints of a round that is over
     or has left its place in the ledger, and what retention kept of an attempt that was not accepted.
+
+    Args:
+        snapshots: those whose results are told apart; None: all.
     """
-    results = {record.path for record in ledger.evaluations()}
+    each = [None] if snapshots is None else snapshots
+    results = {record.path for snapshot in each for record in ledger.evaluations(snapshot)}
     looks = {match[1] for path in results if (match := RESULTS.fullmatch(path))}
     attempts = {(record.index, record.attempt): record for record in ledger.attempts()}
     latest = {index: record for (index, _), record in attempts.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+from launch.arguments import AsJson, CampaignPath, Overrides, ShownRounds, load, print_json
 
 if TYPE_CHECKING:
     from align.report.compare import SeedSpread
@@ -36,6 +36,7 @@ def report(
     port: Annotated[
         int, typer.Option(help="With --watch: where to listen; 0 takes any.", min=0, max=65535)
     ] = 8377,
+    rounds: ShownRounds = None,
     every: Annotated[
         int, typer.Option(help="With --watch: seconds until a browser loads it again.", min=1)
     ] = 15,
@@ -55,11 +56,16 @@ def report(
         return
     from align.gate.evidence import stored_evidence
     from align.report.html import render
+    from align.report.records.window import SHOWN_ON_PAGE, window_of
     from align.store.durable import write_atomic
 
-    page = render(stored_evidence(config)).encode("utf-8", "replace")
+    evidence = stored_evidence(config)
+    window = window_of(evidence, rounds, SHOWN_ON_PAGE)
+    page = render(evidence, window=window).encode("utf-8", "replace")
     write_atomic(out, page)
     typer.echo(f"{out}: {len(page) / 1e6:.2f} MB")
+    if window.sentence:
+        typer.echo(window.sentence)
 
 
 def compare(campaigns: Campaigns, overrides: Overrides = None, as_json: AsJson = False) -> None:

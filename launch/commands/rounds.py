@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+from launch.arguments import AsJson, CampaignPath, Overrides, ShownRounds, load, print_json
 
 if TYPE_CHECKING:
     from align.gate.evidence import Evidence
@@ -19,13 +19,18 @@ rounds_app = typer.Typer(help="Look at the rounds of a campaign.", no_args_is_he
 
 @rounds_app.command("list")
 def rounds_list(
-    campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False
+    campaign: CampaignPath,
+    overrides: Overrides = None,
+    rounds: ShownRounds = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Show every round: state, verdict, parent, candidate, times."""
+    """Show rounds: state, verdict, parent, candidate, times."""
     evidence = _evidence(campaign, overrides)
     from align.report.records.history import entries
+    from align.report.records.window import window_of
 
-    rows = entries(evidence)
+    window = window_of(evidence, rounds)
+    rows = entries(evidence, window)
     if as_json:
         print_json(rows)
         return
@@ -47,6 +52,8 @@ def rounds_list(
     for entry in rows:
         if entry.skipped:
             typer.echo(entry.skipped)
+    if window.sentence:
+        typer.echo(window.sentence)
 
 
 @rounds_app.command("show")

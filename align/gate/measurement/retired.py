@@ -11,8 +11,6 @@ from dataclasses import replace
 
 from align.data.retirement import RetiredItems
 from align.gate.suites.suite import Suite
-from align.store.ledger.records import EvaluationRecord, RoundRecord
-from rollouts.types import SnapshotId
 
 Prepare = Callable[[Sequence[Suite]], list[Suite]]
 """Function that makes suites ready to be measured, which may change their hashes or leave some out."""
@@ -50,19 +48,3 @@ def without_retired(
             larger = tuple(form.hash for form in reversed(forms[:-1]))
             current.append(replace(forms[-1], larger=larger))
     return current
-
-
-def as_last_judged(
-    evaluations: Iterable[EvaluationRecord], accepted: Iterable[RoundRecord]
-) -> dict[tuple[SnapshotId, str], EvaluationRecord]:
-    """Return results on rounds' suites by snapshot and suite, in the form that was accepted on last.
-
-    Rows of a table then compare the same items, whatever was retired, or came back, in between.
-
-    Args:
-        accepted: accepted rounds that production descends from, in order.
-    """
-    reports = [record.report or {} for record in accepted]
-    rules = reports[-1].get("inputs", {}).get("suites", ()) if reports else ()
-    hashes = {rule["hash"] for rule in rules if rule["target_of"]}
-    return {(e.snapshot, e.suite): e for e in evaluations if e.suite_hash in hashes}

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from align.config.gate import GateConfig, Spending
@@ -114,17 +115,35 @@ def recycled_level(gate: GateConfig, decisions: Iterable[Decision]) -> Decision:
     >>> [round(decision.level, 9) for decision in decisions]
     [0.02, 0.04, 0.06, 0.02]
     """
-    spent, passed_on, number = 0.0, 0.0, 0
+    recycled = Recycled()
     for decision in decisions:
-        number += 1
-        passed_on = decision.level if decision.accepted else 0.0
-        spent += 0.0 if decision.accepted else decision.level
-    left = gate.campaign_rounds - number
-    share = max(0.0, gate.alpha - spent - passed_on) / left if left > 0 else 0.0
-    passed_on = max(0.0, min(passed_on, gate.alpha - spent))
-    if passed_on + share > gate.alpha * NOTHING:
-        return Decision(passed_on + share, False, passed_on)
-    return Decision(gate.alpha / max(number + 1, gate.campaign_rounds), False)
+        recycled.add(decision)
+    return recycled.next(gate)
+
+
+@dataclass(slots=True)
+class Recycled:
+    """Sums over decisions by which a gate that recycles alpha finds the level of the next one."""
+
+    number: int = 0
+    spent: float = 0.0
+    passed_on: float = 0.0
+    """Level of the last decision, if it accepted."""
+
+    def add(self, decision: Decision) -> None:
+        """Count a decision that was taken."""
+        self.number += 1
+        self.passed_on = decision.level if decision.accepted else 0.0
+        self.spent += 0.0 if decision.accepted else decision.level
+
+    def next(self, gate: GateConfig) -> Decision:
+        """Return the decision to come, with its level; not accepted yet."""
+        left = gate.campaign_rounds - self.number
+        share = max(0.0, gate.alpha - self.spent - self.passed_on) / left if left > 0 else 0.0
+        passed_on = max(0.0, min(self.passed_on, gate.alpha - self.spent))
+        if passed_on + share > gate.alpha * NOTHING:
+            return Decision(passed_on + share, False, passed_on)
+        return Decision(gate.alpha / max(self.number + 1, gate.campaign_rounds), False)
 
 
 def amended_level(gate: GateConfig, spent: Sequence[float], look: int) -> float:

@@ -9,6 +9,7 @@ from align.gate.evidence import Evidence
 from align.gate.summary import reason_of
 from align.gate.verdict import Verdict
 from align.report.records.history import entries
+from align.report.records.window import Window
 from align.store.ledger.ledger import RoundRecord
 from rollouts.types import SnapshotId
 
@@ -57,14 +58,18 @@ class ReportAnswer:
         return (self.sentence, *(entry.sentence for entry in self.kept_out))
 
 
-def answer_of(evidence: Evidence) -> ReportAnswer:
-    """Read from a campaign's store what is production and what was kept out."""
+def answer_of(evidence: Evidence, window: Window | None = None) -> ReportAnswer:
+    """Read from a campaign's store what is production and what was kept out.
+
+    Args:
+        window: rounds that may be named as kept out; None: all.
+    """
     production = evidence.ledger.alias("production") or evidence.base
     rounds = evidence.accepted("policy").items()
     records = {record.index: record for record in evidence.ledger.rounds()}
     kinds: dict[str, FindingKind] = {"failed": "failed", "accepted": "observed"}
     kept_out = []
-    for entry in entries(evidence):
+    for entry in entries(evidence, window):
         record = records.get(-1 if entry.index is None else entry.index)
         if record is not None and not entry.skipped and (reason := _reason(record)):
             kind = kinds.get(entry.state, "refused")
@@ -87,4 +92,4 @@ def _reason(record: RoundRecord) -> str:
         return lines[0].rstrip(".")[:300]
     if record.state not in ("accepted", "rejected"):
         return ""
-    return reason_of(Verdict.from_dict(report))
+    return reason_of(Verdict.to_show(report))

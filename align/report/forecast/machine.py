@@ -11,6 +11,7 @@ from align.report.forecast.fit import check_addresses, check_kv_cache, fit_lines
 from align.store.auto import auto_lines
 from align.store.ledger.copy import ledger_copy
 from align.store.ledger.expand import expanded
+from align.store.store import known_ledger
 from rollouts.engines import backend_named
 from rollouts.machine.device import resolve_device
 
@@ -56,8 +57,7 @@ def check_machine(config: CampaignConfig, address: str | None) -> None:
         return
     model = resolve_model(config.policy)
     if config.policy.dtype == "auto":
-        with ledger_copy(config) as ledger:
-            config = expanded(config, ledger)
+        config = expanded(config, known_ledger(config))
     try:
         check_kv_cache(model, context_of(model, config), config)
         check_addresses(model, config)

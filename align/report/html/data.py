@@ -27,6 +27,7 @@ from align.report.learning_cost import learning_of
 from align.report.records.acts import Act, acts_of
 from align.report.records.seals import Seal, seals_of
 from align.report.records.wall_time import MEANINGS
+from align.report.records.window import SHOWN_ON_PAGE, Window, window_of
 from align.round.spending import Spent, Split
 from align.store.ledger.ledger import RoundRecord
 from align.store.ledger.reservations import reservations_by_round
@@ -59,6 +60,8 @@ class CampaignView:
     forests_left_out: int
     faults: tuple[str, ...] = ()
     """Sentences about files of results that are missing or were changed."""
+    window: str = ""
+    """Sentence that says which rounds the page is about; empty if it is about all."""
 
     @property
     def running(self) -> bool:
@@ -89,20 +92,26 @@ class CampaignView:
         return (*self.faults, *lost)
 
 
-def collect(evidence: Evidence, now: datetime) -> CampaignView:
+def collect(evidence: Evidence, now: datetime, window: Window | None = None) -> CampaignView:
     """Read a campaign's store.
 
     Args:
         now: noted as the time at which the page was made.
+        window: rounds to show; None: the newest, which are all of most campaigns.
     """
     config, ledger = evidence.config, evidence.ledger
-    attempts, answer = ledger.attempts(), answer_of(evidence)
-    limits, reservations = Limits.of(len(config.rounds)), reservations_by_round(ledger.database)
-    committed = [(r.index, r.name, Verdict.from_dict(r.report or {})) for r in evidence.committed()]
+    window = window or window_of(evidence, None, SHOWN_ON_PAGE)
+    attempts = [attempt for attempt in ledger.attempts() if attempt.index in window]
+    answer, records = answer_of(evidence, window), [r for r in ledger.rounds() if r.index in window]
+    limits, reservations = Limits.of(len(records)), reservations_by_round(ledger.database)
+    committed = [
+        (r.index, r.name, Verdict.to_show(r.report or {}))
+        for r in evidence.committed()
+        if r.index in window
+    ]
     forests, forests_left_out = forests_of(committed, limits)
     verdicts = {name: verdict for _, name, verdict in committed}
     production = ledger.alias("production")
-    records = ledger.rounds()
     # Half of the rounds that are shown in full may be old ones that were kept out.
     kept_out = [r.index for r in records if r.state in ("rejected", "failed")]
     kept_out = kept_out[-(limits.rounds // 2) :]
@@ -126,11 +135,13 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
         base=evidence.base,
         production=production,
         families=family_views(
-            evidence.matrix(),
+            evidence.matrix(window),
             config,
             verdicts,
             answer.round or "base",
-            learning=learning_of(evidence),
+            limits,
+            learning_of(evidence, window),
+            evidence.path_scores(),
         ),
         lineage=lineage(evidence.base, attempts, production, kind_of),
         drift=_drift(evidence, rounds),
@@ -143,7 +154,8 @@ def collect(evidence: Evidence, now: datetime) -> CampaignView:
         kept_out_left_out=max(0, len(answer.kept_out) - limits.kept_out),
         forests=forests,
         forests_left_out=forests_left_out,
-        faults=tuple(evidence.faults()),
+        faults=tuple(evidence.faults(None if window.whole else [r.candidate for r in records])),
+        window=window.sentence,
     )
 
 

@@ -16,6 +16,7 @@ from align.report.html.charts import Chart, Panel, draw
 from align.report.html.data import CampaignView, collect
 from align.report.html.forest import scale_of
 from align.report.records.wall_time import MEANINGS
+from align.report.records.window import Window
 from align.report.summary_numbers import FORMS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -24,13 +25,16 @@ ID_LENGTH = 64
 MINUTE, HOUR = 60.0, 3600.0
 
 
-def render(evidence: Evidence, *, refresh_s: int | None = None) -> str:
+def render(
+    evidence: Evidence, *, refresh_s: int | None = None, window: Window | None = None
+) -> str:
     """Render a campaign's store as one self-contained HTML page.
 
     Args:
         refresh_s: seconds after which a browser is to load the page again; None: never.
+        window: rounds to show; None: the newest.
     """
-    return page_of(collect(evidence, datetime.now(UTC)), refresh_s=refresh_s)
+    return page_of(collect(evidence, datetime.now(UTC), window), refresh_s=refresh_s)
 
 
 def page_of(view: CampaignView, *, refresh_s: int | None = None) -> str:

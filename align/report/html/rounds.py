@@ -22,6 +22,7 @@ from align.report.records.wall_time import WallTime, attempt_seconds, wall_time
 from align.report.tables import outcome_of
 from align.round.spending import Spent, spent
 from align.round.watch.record import WatchRecord
+from align.schedule.skips import skips
 from align.store.ledger.ledger import RoundRecord
 from align.store.ledger.reservations import Reservation
 from align.store.repairs import (
@@ -138,7 +139,7 @@ def round_view(
     begun = [a for a in attempts if a.index == record.index and a.attempt > 0]
     folder = evidence.store.paths.round(record.index, record.name)
     steps = folder.steps()
-    verdict = Verdict.from_dict(record.report or {}) if record.state in DECIDED else None
+    verdict = Verdict.to_show(record.report or {}) if record.state in DECIDED else None
     folded = folded_row(verdict) if verdict else None
     checks = check_views(verdict, folded) if verdict else []
     reasons = verdict.reasons if verdict else _unjudged(evidence, record)
@@ -225,7 +226,7 @@ def manifest_of(evidence: Evidence, snapshot: SnapshotId | None) -> Manifest | N
 def _unjudged(evidence: Evidence, record: RoundRecord) -> tuple[str, ...]:
     """Say what ended a round that has no verdict."""
     error = (record.report or {}).get("error") if record.state in ("failed", "skipped") else None
-    reasons = reasons_of(evidence, record)
+    reasons = reasons_of(record, skips(evidence.ledger))
     return (cut(error, 2000) or "", *reasons) if error else reasons
 
 

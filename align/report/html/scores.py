@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from align.config.campaign import CampaignConfig
 from align.config.gate import Family
 from align.gate.checks import Against, Check
-from align.gate.forgetting import ON_FEWER_WORDS, MatrixRow, ScoreMatrix
+from align.gate.forgetting import ON_FEWER_WORDS, MatrixRow, PathScores, ScoreMatrix
 from align.gate.suites.kinds import KINDS
 from align.gate.verdict import Verdict
-from align.report.families import by_family, families_of
+from align.report.families import by_family, families_of, path_by_family
 from align.report.html.charts import Bar, Curve, Panel, thinned
 from align.report.html.limits import Limits
 from align.report.learning_cost import Learning
@@ -235,6 +235,7 @@ def family_views(
     production: str | None = None,
     limits: Limits | None = None,
     learning: Learning | None = None,
+    path: PathScores | None = None,
 ) -> tuple[FamilyView, ...]:
     """Make one view per family that has suites.
 
@@ -243,7 +244,9 @@ def family_views(
         production: name of the matrix's row that is production.
         limits: of the page; None: those of a campaign with as many rounds as the file has.
         learning: what the rounds cost and references reached, for the summary numbers; None: not known.
+        path: scores of all rounds, for the summary numbers; None: the matrix has them.
     """
+    sums = None if path is None else path_by_family(path, families_of(config))
     limits = limits or Limits.of(len(config.rounds))
     judged = judged_by(verdicts or {})
     parts = by_family(matrix, families_of(config))
@@ -270,14 +273,16 @@ def family_views(
                     meaning=SUMMARY[name].meaning,
                     value=value,
                     form=SUMMARY[name].form,
-                    on_fewer=whole.uneven and name not in SHARES,
+                    on_fewer=numbers.uneven and name not in SHARES,
                 )
-                for name, value in summary_numbers(whole, learning or Learning()).items()
+                for name, value in summary_numbers(numbers, learning or Learning()).items()
                 if value is not None
             ),
             retention=retention_panels(whole, MAX_RETENTION // len(parts), judged),
         )
-        for family, whole, shown in ((f, part, cropped(part, limits)) for f, part in parts)
+        for family, whole, shown, numbers in (
+            (f, part, cropped(part, limits), sums[f] if sums else part) for f, part in parts
+        )
     )
 
 

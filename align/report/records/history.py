@@ -17,10 +17,13 @@ from align.gate.evidence import Evidence
 from align.gate.forgetting import transitions
 from align.gate.measurement.evaluate import ItemResults
 from align.gate.suites.looks import in_common
+from align.report.records.window import Window
 from align.round.spending import Spent, spent
 from align.round.watch.record import WatchRecord
+from align.schedule.due import Skip
 from align.schedule.skips import skips
 from align.store.ledger.amendments import drops_of
+from align.store.ledger.digests import Digests, digests_of
 from align.store.ledger.ledger import RoundRecord
 from align.store.repairs import MergeOrigin, RepairStep, merge_of, repairs_of
 from rollouts.errors import UserError, nearest
@@ -134,18 +137,30 @@ class RoundDiff:
     scores: tuple[ScoreChange, ...]
 
 
-def entries(evidence: Evidence) -> list[RoundEntry]:
-    """List every round of the ledger in order, dropped ones included.
+def entries(evidence: Evidence, window: Window | None = None) -> list[RoundEntry]:
+    """List the rounds of the ledger in order, dropped ones included.
 
     Rounds that a person skipped before they were planned come last.
+
+    Args:
+        window: rounds to list; None: all.
     """
+    digests = digests_of(evidence.ledger.database)
     skipped = {skip.round: skip.sentence for skip in skips(evidence.ledger)}
     drops = {drop.index: drop.sentence for drop in drops_of(evidence.ledger.database)}
     records = _latest(evidence.ledger.attempts())
     recorded = [
-        replace(_entry(record), skipped=drops.get(record.index) or skipped.pop(record.name, None))
+        replace(
+            _entry(record, digests),
+            skipped=drops.get(record.index) or skipped.pop(record.name, None),
+        )
         for record in records
+        if window is None or record.index in window
     ]
+    if window is not None and not window.ends:
+        return recorded
+    if window is not None:
+        skipped = {n: s for n, s in skipped.items() if n not in {r.name for r in records}}
     never = [
         RoundEntry(
             index=None, name=name, attempt=0, state="skipped", verdict=None, parent=None,
@@ -179,11 +194,11 @@ def detail(evidence: Evidence, name: str) -> RoundDetail:
     sources = ("new", "past", "general")
     totals = {m.name: round(m.mean * m.steps) for m in metrics if m.name.endswith("_tokens")}
     return RoundDetail(
-        entry=_entry(record),
+        entry=_entry(record, digests_of(evidence.ledger.database)),
         steps=len(steps),
         tokens={s: totals[key] for s in sources if (key := f"batch/{s}_tokens") in totals},
         metrics=metrics,
-        reasons=reasons_of(evidence, record),
+        reasons=reasons_of(record, skips(evidence.ledger)),
         spent=spent(steps.values()) if steps else None,
         changed=tuple(_changed(evidence, record)),
         repairs=repairs_of(record.report),
@@ -193,10 +208,14 @@ def detail(evidence: Evidence, name: str) -> RoundDetail:
     )
 
 
-def reasons_of(evidence: Evidence, record: RoundRecord) -> tuple[str, ...]:
-    """Say what kept the candidate out, or who skipped the round and why."""
-    skipped = [skip.sentence for skip in skips(evidence.ledger) if skip.round == record.name]
-    return (*(record.report or {}).get("reasons", ()), *skipped)
+def reasons_of(record: RoundRecord, skipped: Iterable[Skip]) -> tuple[str, ...]:
+    """Say what kept the candidate out, or who skipped the round and why.
+
+    Args:
+        skipped: all skips of the campaign.
+    """
+    sentences = [skip.sentence for skip in skipped if skip.round == record.name]
+    return (*(record.report or {}).get("reasons", ()), *sentences)
 
 
 def _changed(evidence: Evidence, record: RoundRecord) -> Iterator[ItemChanges]:
@@ -285,7 +304,8 @@ def summaries(steps: Iterable[Mapping[str, float]]) -> tuple[Metric, ...]:
     )
 
 
-def _entry(record: RoundRecord) -> RoundEntry:
+def _entry(record: RoundRecord, digests: Digests) -> RoundEntry:
+    digest = digests.get((record.index, record.attempt))
     seconds = None
     if record.started and record.ended:
         took = datetime.fromisoformat(record.ended) - datetime.fromisoformat(record.started)
@@ -295,7 +315,7 @@ def _entry(record: RoundRecord) -> RoundEntry:
         name=record.name,
         attempt=record.attempt,
         state=record.state,
-        verdict=(record.report or {}).get("outcome"),
+        verdict=None if digest is None else digest.outcome,
         parent=record.parent,
         candidate=record.candidate,
         started=record.started,

@@ -26,19 +26,28 @@ from align.round.inputs import Inputs
 from align.round.reward_models import measurable
 from align.store.ledger.records import EvaluationRecord
 from align.store.paths import (
+    DIGITS,
     EXAMPLES,
     GENERAL_ANSWERS,
     HISTORIES,
     NAMED_ELSEWHERE,
+    OWNED,
     REPEATS,
     REPLAYED,
     RIVAL_ANSWERS,
     SYNTHETIC,
     remedy_of,
 )
-from align.store.stored_files import FIRST_READ, MEASURED_AGAIN, fault_of
+from align.store.stored_files import FIRST_READ, MEASURED_AGAIN, FileHash, fault_of
 from rollouts.errors import KeelError
 from rollouts.types import SnapshotId
+
+SURVEYED = 5_000
+"""Rows of the record of hashes up to which a run checks every file before it begins."""
+NEWEST, IN_TURN = 20, 500
+"""Of larger records: newest rounds whose files are checked, and rows that are checked in turn."""
+RESULTS = 100
+"""Newest results of each snapshot that are checked then."""
 
 LOADERS: Mapping[str, Callable[[Path], object]] = {
     REPEATS: ItemResults.load,
@@ -105,34 +114,30 @@ class Survey:
 
 
 def survey(evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId], Path]) -> Survey:
-    """Check every file of the store that has a hash, and record those of an older version.
+    """Check the files of the store that have a hash, and record those of an older version.
 
-    What lies unharmed on the far side of a store is fetched from there first.
+    What lies unharmed on the far side of a store is fetched from there first. Of a store with more than
+    `SURVEYED` files those of the newest rounds are checked, and a part of the others in turn; every file is
+    checked whenever it is read.
 
     Args:
         folder_of: where a snapshot lies.
     """
     adopted = adopt(evidence)
-    hashes = evidence.files.hashes()
+    hashes, needed = _surveyed(evidence)
     faults: dict[str, str] = {}
-    paths = evidence.store.paths
     collected = evidence.ledger.collected()
-    accepted = set(evidence.accepted("policy").values()) - collected
-    kinds = (paths.replay, paths.replay_examples, paths.prompt_history)
-    files = [path_of(s) for s in accepted for path_of in kinds]
-    needed = set(map(paths.relative, files))
-    needed |= {record.path for record in evidence.ledger.evaluations()}
     for path, row in hashes.items():
         if NAMED_ELSEWHERE.match(path) and path not in needed:
             continue
         fault = fault_of(evidence.folder / path, row.sha256)
         if fault and not evidence.store.restored(path, row.sha256):
             faults[path] = fault
-    unhashed = [record for record in evidence.ledger.evaluations() if record.sha256 is None]
-    for record in unhashed:
+    for record in evidence.ledger.unhashed_evaluations():
         if fault := _fault_unhashed(evidence.folder / record.path, record):
             faults[record.path] = fault
-    records = [record for record in evidence.ledger.evaluations() if record.path in faults]
+    evaluations = evidence.ledger.evaluations() if faults else ()
+    records = [record for record in evaluations if record.path in faults]
     known = _suites_by_hash(evidence, inputs, folder_of) if records else {}
     damaged = tuple(
         Damaged(
@@ -148,12 +153,43 @@ def survey(evidence: Evidence, inputs: Inputs, folder_of: Callable[[SnapshotId],
     return Survey(damaged=damaged, adopted=adopted, others=others)
 
 
+def _surveyed(evidence: Evidence) -> tuple[Mapping[str, FileHash], set[str]]:
+    """Return the hashes of the files to check, and the names of those that the campaign still needs."""
+    store, ledger = evidence.store, evidence.ledger
+    num_rows = store.files.num_rows
+    collected = ledger.collected()
+    accepted = [s for s in evidence.accepted("policy").values() if s not in collected]
+    kinds = (store.paths.replay, store.paths.replay_examples, store.paths.prompt_history)
+    if num_rows <= SURVEYED:
+        needed = {store.paths.relative(path_of(s)) for s in accepted for path_of in kinds}
+        return store.files.hashes(), needed | {record.path for record in ledger.evaluations()}
+    newest = [record.candidate for record in evidence.committed()[-NEWEST:]]
+    plain = {evidence.base, ledger.alias("production"), *accepted[:1], *newest} - {None}
+    recent = {
+        record.path
+        for snapshot in plain
+        if snapshot is not None
+        for record in ledger.newest_evaluations(snapshot, RESULTS)
+    }
+    recent |= {store.paths.relative(path_of(s)) for s in accepted[-NEWEST:] for path_of in kinds}
+    # Another part for every attempt, so that all come up.
+    first = len(ledger.attempts()) * IN_TURN % num_rows
+    turn = store.files.hashes_between(first + 1, first + IN_TURN)
+    owners = {snapshot[:DIGITS] for snapshot in accepted}
+    kept = {path for path in turn if (m := OWNED.fullmatch(path)) and m[1] in owners}
+    needed = recent | kept | ledger.evaluation_paths(turn)
+    return {**turn, **store.files.hashes_of(recent)}, needed
+
+
 def adopt(evidence: Evidence) -> int:
     """Record the hashes of files that have none and are what the ledger says of them; return how many."""
+    unhashed = evidence.ledger.unhashed_evaluations()
+    if not unhashed and evidence.files.num_rows > SURVEYED:
+        return 0  # A store of this version: it has recorded what it wrote.
     sound = [
         evidence.folder / record.path
-        for record in evidence.ledger.evaluations()
-        if record.sha256 is None and not _fault_unhashed(evidence.folder / record.path, record)
+        for record in unhashed
+        if not _fault_unhashed(evidence.folder / record.path, record)
     ]
     hashes = evidence.files.hashes()
     sound += [
@@ -217,7 +253,7 @@ def _suites_by_hash(
 
 def evidence_notes(evidence: Evidence, verdict: Verdict) -> Iterator[str]:
     """Say which of the files that a verdict rests on have no hash, or were measured again since."""
-    inputs, hashes = verdict.inputs, evidence.files.hashes()
+    inputs = verdict.inputs
     suite_hashes = {rule.name: rule.hash for rule in inputs.suites}
     paths = {
         record.path
@@ -225,6 +261,7 @@ def evidence_notes(evidence: Evidence, verdict: Verdict) -> Iterator[str]:
         for suite, snapshot in snapshots.items()
         if (record := evidence.ledger.find_evaluation(snapshot, suite_hashes[suite])) is not None
     }
+    hashes = evidence.files.hashes_of(paths)
     if unverified := sorted(paths - hashes.keys()):
         yield (
             f"{len(unverified)} of {len(paths)} files have no hash on record and are not verified: a "

@@ -53,7 +53,8 @@ def fed(inputs: Inputs, config: CampaignConfig, ledger: Ledger, spec: RoundConfi
                 remedy="send pairs with keel feedback add, keel feedback serve or the drop folder, and run "
                 "again",
             )
-    decided = [r for r in inbox.reservations() if r.state != "held"]
+    shown = {earlier.name for earlier in config.rounds}
+    decided = [r for r in inbox.reservations() if r.state != "held" and r.round in shown]
     rows_of = {reservation.round: inbox.read(reservation) for reservation in decided}
     before = {
         earlier.name: rows_of[earlier.name]

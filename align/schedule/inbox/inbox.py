@@ -109,11 +109,20 @@ class Inbox:
                 return Waiting(count=0, oldest=None, newest_id=0)
             above = stream_counters.watermark if above is None else above
             count, oldest = _new_rows(connection, stream, above)
-        return Waiting(
-            count=count,
-            oldest=None if oldest is None else datetime.fromisoformat(oldest),
-            newest_id=stream_counters.newest,
-        )
+        return _waiting(count, oldest, stream_counters.newest)
+
+    def arrivals(self) -> dict[str, tuple[Waiting, int]]:
+        """Return what waits in every stream, and its watermark; rows that were used are not counted."""
+        with self.database.read() as connection:
+            streams = connection.execute(select(inbox_streams)).all()
+            by_stream = {
+                row.stream: (_new_rows(connection, row.stream, row.watermark), row)
+                for row in streams
+            }
+        return {
+            stream: (_waiting(count, oldest, row.newest), row.watermark)
+            for stream, ((count, oldest), row) in by_stream.items()
+        }
 
     def counts(self) -> list[StreamCounts]:
         """Count every stream that has received something, by name."""
@@ -227,6 +236,12 @@ def _counts(connection: Connection, stream: str, newest: int, watermark: int) ->
         watermark=watermark,
         oldest_waiting=oldest,
     )
+
+
+def _waiting(count: int, oldest: str | None, newest: int) -> Waiting:
+    """Make the value from a stream's counters."""
+    first = None if oldest is None else datetime.fromisoformat(oldest)
+    return Waiting(count=count, oldest=first, newest_id=newest)
 
 
 def _new_rows(connection: Connection, stream: str, watermark: int) -> tuple[int, str | None]:

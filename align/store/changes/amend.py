@@ -37,8 +37,8 @@ def amend(config: CampaignConfig, *, reason: str, dry_run: bool = False) -> tupl
     with ledger.lease("keel campaign amend"):
         return ledger.open_campaign(
             stated.name,
-            stated.content(),
-            stated.hash(),
+            settled.content,
+            settled.content_hash,
             read=as_read,
             who=user_name(),
             reason=reason,

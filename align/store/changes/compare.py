@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import inf
 from typing import Any
 
 from align.store.changes.difference import ABSENT, ConfigChange, differences, value_at
@@ -74,8 +76,9 @@ def compare(
     refusals += _misplaced(names, committed)
     refusals += _renewed(new, old, committed)
     planned, vacated = _places(names, committed)
-    before = [spec["name"] for spec in old.get("rounds", []) if spec["name"] in names]
-    after = [name for name in names if name in before]
+    known = {spec["name"] for spec in old.get("rounds", [])} & set(names)
+    before = [spec["name"] for spec in old.get("rounds", []) if spec["name"] in known]
+    after = [name for name in names if name in known]
     if before != after:
         changes.append(ConfigChange(("rounds",), before, after, order=True))
     return CampaignComparison(
@@ -104,26 +107,29 @@ def _changes_nothing(
 
 def _misplaced(names: Sequence[str], committed: Committed) -> Iterator[Refusal]:
     """Refuse rounds newly placed before a decided one, and decided rounds in another order."""
-    before: dict[str, set[str]] = {}
-    for index, slot in enumerate(committed.slots):
-        if slot.decided:
-            before[slot.name] = {other.name for other in committed.slots[:index]}
-    common = [name for name in names if name in before]
-    if common != [name for name in before if name in common]:
+    places = {slot.name: place for place, slot in enumerate(committed.slots)}
+    decided = committed.decided
+    common = [name for name in names if name in decided]
+    named = set(common)
+    ran = [name for name in decided if name in named]
+    if common != ran:
         yield Refusal(
-            sentence=f"rounds: order {', '.join(n for n in before if n in common)} -> {', '.join(common)}",
+            sentence=f"rounds: order {', '.join(ran)} -> {', '.join(common)}",
             why="decided rounds stay in the order in which they ran",
         )
         return
-    refused: set[str] = set()
+    # Rounds so far that a decided one may refuse, the last in the ledger first.
+    earlier: list[tuple[float, int, str]] = []
     for index, name in enumerate(names):
-        for other in names[:index] if name in before else ():
-            if other not in before[name] and other not in refused:
-                refused.add(other)
-                yield Refusal(
-                    sentence=f"rounds.{other}: stands before {name}",
-                    why=f"round {name!r} was {committed.decided[name]}, and later rounds come after it",
-                )
+        refused = []
+        while name in decided and earlier and -earlier[0][0] >= places[name]:
+            refused.append(heappop(earlier)[1:])
+        for _, other in sorted(refused):
+            yield Refusal(
+                sentence=f"rounds.{other}: stands before {name}",
+                why=f"round {name!r} was {decided[name]}, and later rounds come after it",
+            )
+        heappush(earlier, (-places.get(name, inf), index, name))
 
 
 def _renewed(
@@ -166,9 +172,10 @@ def _pins(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """List the specs that the file no longer gives but committed verdicts rest on."""
     now = {spec["name"]: spec for kind in ("rounds", "suites") for spec in new.get(kind, [])}
+    decided = committed.decided
     for spec in old.get("rounds", []):
         name = spec["name"]
-        if name in committed.decided and name not in committed.pins and now.get(name) != spec:
+        if name in decided and name not in committed.pins and now.get(name) != spec:
             yield name, spec
     cap = [value_at(content, ("defaults", *SHARED_CAP)) for content in (old, new)]
     for suite in old.get("suites", []):

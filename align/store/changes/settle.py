@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from align.config.campaign import CampaignConfig, RoundConfig, SuiteConfig
@@ -14,7 +16,7 @@ from align.store.changes.compare import CampaignComparison, kept
 from align.store.changes.earlier_versions import as_read, with_earlier_defaults
 from align.store.ledger.amendments import pins_of, stored_content
 from align.store.ledger.campaign_row import refused
-from align.store.ledger.due_rounds import claimed_rounds
+from align.store.ledger.due_rounds import claimed_names
 from align.store.ledger.expand import expanded
 from align.store.ledger.ledger import Ledger
 from align.store.store import known_ledger
@@ -31,6 +33,9 @@ class Settled:
     comparison: CampaignComparison
     due: frozenset[str]
     """Names of rounds that fell due."""
+    content: Mapping[str, Any]
+    """Content of ``stated`` as the store keeps it, see `recorded_content`; ``content_hash`` is its hash."""
+    content_hash: str
     ledger: Ledger | None
     """The store's ledger; None if there is no store yet."""
     where: str
@@ -63,6 +68,8 @@ def settle(
     if known is None:
         return Settled(
             stated=stated,
+            content=stated.content(),
+            content_hash=stated.hash(),
             config=stated,
             comparison=CampaignComparison(),
             due=frozenset(),
@@ -71,13 +78,16 @@ def settle(
             pins={},
         )
     where = where or known.database.where
-    due = frozenset(claim.spec.name for claim in claimed_rounds(known.database, config.places))
+    due = claimed_names(known.database)
+    content, content_hash = recorded_content(stated, due)
     comparison = known.compare_campaign(
-        stated.name, stated.content(), stated.hash(), read=as_read, quiet=due, where=where
+        stated.name, content, content_hash, read=as_read, quiet=due, where=where
     )
     pins = {**comparison.pins, **pins_of(known.database)}
     return Settled(
         stated=stated,
+        content=content,
+        content_hash=content_hash,
         config=with_pins(stated, pins),
         comparison=comparison,
         due=due,
@@ -85,6 +95,21 @@ def settle(
         where=where,
         pins=pins,
     )
+
+
+def recorded_content(config: CampaignConfig, due: Collection[str]) -> tuple[dict[str, Any], str]:
+    """Return the content of a campaign and its hash, with rounds that fell due by their names alone.
+
+    Their settings lie in the ledger's claims, once and for good: the campaign's own row stays as short as
+    its file, however many nights there were.
+    """
+    if not due:
+        return config.content(), config.hash()
+    plain = tuple(spec for spec in config.rounds if spec.name not in due)
+    content = config.model_copy(update={"rounds": plain}).content()
+    specs = {spec["name"]: spec for spec in content["rounds"]}
+    content["rounds"] = [specs.get(s.name, {"name": s.name}) for s in config.rounds]
+    return content, sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def as_begun(config: CampaignConfig, ledger: Ledger) -> CampaignConfig:

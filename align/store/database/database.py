@@ -10,11 +10,11 @@ writers are one after the other, never between each other. One connection is kep
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, event, insert, inspect, select
 from sqlalchemy.engine import Engine, make_url
@@ -25,14 +25,17 @@ from sqlalchemy.exc import (
     NoSuchModuleError,
     OperationalError,
 )
+from sqlalchemy.schema import CreateIndex
 
 from align.config.store import cut_path
 from align.errors import LedgerLost, RunError, StoreError, UserError
 from align.store.database import connections, postgres
+from align.store.database.followed import Followed
 from align.store.database.postgres import is_postgres
 from align.store.database.private import close_to_others, make_private
 from align.store.ledger.tables.core import SCHEMA_VERSION, metadata, store_schema
 
+T = TypeVar("T")
 BUSY_TIMEOUT_S = 30.0
 """Seconds a writer waits for another one. Transactions here take milliseconds."""
 SAFE = "run again; everything committed so far is safe"
@@ -57,6 +60,12 @@ REFUSALS: Mapping[str, tuple[type[StoreError], str, str]] = {
 """Failures of SQLite that no second try mends, by the first part of their names: the error, its likely
 cause, and what to do."""
 
+INDEX_NAMES = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'index'",
+    "postgresql": "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()",
+}
+"""Queries for the names of all indices."""
+
 
 class Database:
     """Transactions on the ledger's tables, which are created when there are none.
@@ -79,6 +88,7 @@ class Database:
         else:
             self._use_file(self.engine.url.database)
         connections.close_with(self, self.engine)
+        self._followed = Followed()
         self._prepare()
 
     @contextmanager
@@ -91,8 +101,27 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """Open a transaction that is committed and on the disk when the block ends without an
         exception."""
-        with self._translated(), self.engine.execution_options(write=True).begin() as connection:
-            yield connection
+        try:
+            with (
+                self._translated(),
+                self.engine.execution_options(write=True).begin() as connection,
+            ):
+                yield connection
+        finally:
+            self._followed.note_write()
+
+    def follow(self, name: str, read: Callable[[Connection], T]) -> T:
+        """Return what ``read`` reads; kept under its name until something is written to the database.
+
+        Args:
+            read: depends on the database alone, and nobody changes what it returns.
+        """
+        with self.read() as connection:
+            return self.followed(connection, name, read)
+
+    def followed(self, connection: Connection, name: str, read: Callable[[Connection], T]) -> T:
+        """Return what `follow` does, within a transaction that reads."""
+        return self._followed.get(connection, name, read)
 
     def _use_file(self, file: str | None) -> None:
         if file in (None, "", ":memory:"):
@@ -143,6 +172,7 @@ class Database:
                 remedy="update Keel, or set store to another folder",
             )
         self._add_new_tables()
+        self._add_new_indices()
 
     def _create(self) -> None:
         """Create the tables unless another process has just done so."""
@@ -160,6 +190,18 @@ class Database:
             with self.write() as connection:
                 for table in missing:
                     table.create(connection, checkfirst=True)
+
+    def _add_new_indices(self) -> None:
+        """Give a store of an older version the indices that came later."""
+        query = INDEX_NAMES[self.engine.dialect.name]
+        with self.read() as connection:
+            known = set(connection.exec_driver_sql(query).scalars())
+        indices = (index for table in metadata.sorted_tables for index in table.indexes)
+        missing = [index for index in indices if index.name not in known]
+        if missing:
+            with self.write() as connection:
+                for index in missing:
+                    connection.execute(CreateIndex(index, if_not_exists=True))
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from align.errors import StoreError
 from align.store.changes.compare import CampaignComparison, Refusal, compare
 from align.store.changes.locks import Committed, Slot
+from align.store.ledger.digests import judged_names
 from align.store.ledger.reservations import release
 from align.store.ledger.tables.core import alias_moves, campaigns, rounds
 from align.store.ledger.tables.logs import amendments, pinned_settings, round_drops
@@ -99,11 +100,10 @@ def compared(
     Raises:
         StoreError: the store holds another campaign.
     """
-    committed = committed_in(connection)
     row = connection.execute(select(campaigns)).one_or_none()
     if row is None:
         added = frozenset(spec["name"] for spec in new.get("rounds", []))
-        return compare({**new, "rounds": []}, new, committed, added)
+        return compare({**new, "rounds": []}, new, committed_in(connection), added)
     if row.name != name:
         raise StoreError(
             f"this store holds the campaign {row.name!r}, not {name!r}",
@@ -113,8 +113,8 @@ def compared(
     if row.config_hash == config_hash:
         return CampaignComparison()
     stored = json.loads(row.config)
-    old = dict(read(stored))
-    comparison = compare(old, new, committed, frozenset(quiet))
+    old = _read_but(frozenset(quiet), stored, read)
+    comparison = compare(old, new, committed_in(connection), frozenset(quiet))
     if row.config_hash and old == new == stored:
         changed = f"config hash: {row.config_hash} -> {config_hash}"
         why = "and no setting differs: the store was written by another program"
@@ -122,13 +122,27 @@ def compared(
     return comparison
 
 
+def _read_but(quiet: frozenset[str], stored: dict[str, Any], read: Read) -> dict[str, Any]:
+    """Read a stored configuration; rounds that fell due are kept by name, as the ledger has their settings.
+
+    Versions before this one repeated those settings here.
+    """
+    rounds = stored.get("rounds", [])
+    if not any(spec["name"] in quiet for spec in rounds):
+        return dict(read(stored))
+    plain = {**stored, "rounds": [spec for spec in rounds if spec["name"] not in quiet]}
+    old = dict(read(plain))
+    specs = {spec["name"]: spec for spec in old.get("rounds", [])}
+    return {**old, "rounds": [specs.get(s["name"], {"name": s["name"]}) for s in rounds]}
+
+
 def committed_in(connection: Connection) -> Committed:
     """Return the contents of the store that a campaign file has to respect."""
     dropped = set(connection.scalars(select(round_drops.c.index)))
-    query = select(rounds).order_by(rounds.c.index, rounds.c.attempt)
+    columns = (rounds.c.index, rounds.c.attempt, rounds.c.name, rounds.c.state)
+    query = select(*columns).order_by(rounds.c.index, rounds.c.attempt)
     latest = {int(row._mapping["index"]): row for row in connection.execute(query)}
     live = [row for index, row in latest.items() if index not in dropped]
-    reports = [json.loads(row.report) for row in live if row.report and row.state != "failed"]
     pins = connection.execute(select(pinned_settings.c.name, pinned_settings.c.spec))
     return Committed(
         slots=tuple(
@@ -142,12 +156,7 @@ def committed_in(connection: Connection) -> Committed:
         ),
         next_index=max((*latest, *dropped), default=-1) + 1,
         has_base=connection.scalar(select(alias_moves.c.seq).limit(1)) is not None,
-        judged=frozenset(
-            suite["name"]
-            for report in reports
-            for suite in report.get("inputs", {}).get("suites", ())
-            if suite.get("target_of") is None
-        ),
+        judged=judged_names(connection),
         pins={row.name: json.loads(row.spec) for row in pins},
     )
 

@@ -60,6 +60,31 @@ def ledger_copy(config: CampaignConfig) -> Iterator[Ledger]:
 
 
 @contextmanager
+def ledger_to_read(config: CampaignConfig) -> Iterator[Ledger]:
+    """Open the ledger where that changes nothing in it; else make a copy, as `ledger_copy` does."""
+    url = make_url(config.ledger_url)
+    path = Path(url.database or "")
+    is_file = url.get_backend_name() == "sqlite" and path.is_file()
+    if is_file and os.access(path.parent, os.W_OK) and _is_current(path):
+        yield Ledger(config.ledger_url)
+        return
+    with ledger_copy(config) as ledger:
+        yield ledger
+
+
+def _is_current(path: Path) -> bool:
+    """Tell if a ledger has every table and index of this version."""
+    wanted = {t.name for t in metadata.sorted_tables}
+    wanted |= {str(index.name) for t in metadata.sorted_tables for index in t.indexes}
+    try:
+        with _file(path) as connection:
+            query = "SELECT name FROM sqlite_master WHERE type IN ('table', 'index')"
+            return wanted <= set(connection.exec_driver_sql(query).scalars())
+    except DatabaseError:
+        return False
+
+
+@contextmanager
 def _reading(config: CampaignConfig) -> Iterator[Connection | None]:
     """Open one consistent view of the ledger; None if there is none."""
     url = make_url(config.ledger_url)

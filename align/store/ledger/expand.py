@@ -24,11 +24,12 @@ def expand(
         planned: names of the ledger's rounds, in order.
         claimed: rounds that fell due, in order.
     """
+    places = dict.fromkeys(planned)
     specs = {
-        spec.name: spec for spec in config.rounds if not spec.scheduled or spec.name in planned
+        spec.name: spec for spec in config.rounds if not spec.scheduled or spec.name in places
     } | {spec.name: spec for spec in claimed}
     known = [name for name in planned if name in specs]
-    order = [*known, *(name for name in specs if name not in known)]
+    order = [*known, *(name for name in specs if name not in places)]
     return config.model_copy(update={"rounds": tuple(specs[name] for name in order)})
 
 

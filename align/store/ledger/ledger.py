@@ -33,9 +33,11 @@ from align.store.database.database import Database
 from align.store.ledger.campaign_row import INTERRUPTED, Read, compared, open_campaign_row
 from align.store.ledger.collected import (
     CollectionLog,
+    collected_in,
     note_collected,
     note_returned,
 )
+from align.store.ledger.digests import digest_earlier, write_digest
 from align.store.ledger.leases import EXPIRY_S, Claimant, Lease, leased
 from align.store.ledger.records import (
     AliasMove,
@@ -43,6 +45,7 @@ from align.store.ledger.records import (
     RoundRecord,
     RoundState,
     SnapshotRecord,
+    StoredReport,
 )
 from align.store.ledger.reservations import consume
 from align.store.ledger.tables.core import (
@@ -60,6 +63,8 @@ __all__ = ["AliasMove", "EvaluationRecord", "Ledger", "RoundRecord", "RoundState
 
 FinalState = Literal["accepted", "rejected", "failed"]
 PRODUCTION = "production"
+REPORTED = ("accepted", "rejected", "failed")
+"""States of attempts that have a report."""
 
 
 class Ledger:
@@ -104,6 +109,7 @@ class Ledger:
                 change is listed, and nothing is written.
         """
         with self._database.write() as connection:
+            digest_earlier(connection)
             return open_campaign_row(
                 connection,
                 name,
@@ -142,19 +148,26 @@ class Ledger:
 
     def rounds(self) -> list[RoundRecord]:
         """Return the latest attempt of every round that was not dropped, in order."""
-        latest = {record.index: record for record in self.attempts()}
-        return [latest[i] for i in sorted(latest) if latest[i].state != "dropped"]
+        return list(self._database.follow("rounds", self._latest))
 
     def attempts(self) -> list[RoundRecord]:
         """Return every attempt at every round in order, failed ones included.
 
         A skipped or dropped round ends with an attempt in that state.
         """
-        with self._database.read() as connection:
-            rows = connection.execute(select(rounds).order_by(rounds.c.index, rounds.c.attempt))
-            records = [_round(row) for row in rows]
-            skipped = set(connection.scalars(select(due_skips.c.round)))
-            dropped = set(connection.scalars(select(round_drops.c.index)))
+        return list(self._database.follow("attempts", self._attempts))
+
+    def _latest(self, connection: Connection) -> list[RoundRecord]:
+        attempts = self._database.followed(connection, "attempts", self._attempts)
+        latest = {record.index: record for record in attempts}
+        return [latest[i] for i in sorted(latest) if latest[i].state != "dropped"]
+
+    def _attempts(self, connection: Connection) -> list[RoundRecord]:
+        columns = [column for column in rounds.c if column.name != "report"]
+        query = select(*columns).order_by(rounds.c.index, rounds.c.attempt)
+        records = [self._record(row) for row in connection.execute(query)]
+        skipped = set(connection.scalars(select(due_skips.c.round)))
+        dropped = set(connection.scalars(select(round_drops.c.index)))
         last = {record.index: record.attempt for record in records}
 
         def ended(record: RoundRecord) -> RoundRecord:
@@ -164,15 +177,23 @@ class Ledger:
                 return replace(record, state="dropped")
             return replace(record, state="skipped") if record.name in skipped else record
 
+        if not (skipped or dropped):
+            return records
         return [ended(record) for record in records]
+
+    def _record(self, row: Row[Any]) -> RoundRecord:
+        """Make the record of an attempt, whose report is read when somebody looks into it."""
+        index, attempt, name, state, parent, candidate, started, ended = tuple(row)
+        report = StoredReport(self._database, index, attempt) if state in REPORTED else None
+        return RoundRecord(
+            index=index, attempt=attempt, name=name, state=state, parent=parent,
+            candidate=candidate, report=report, started=started, ended=ended,
+        )  # fmt: skip
 
     def closed(self) -> frozenset[str]:
         """Return rounds with a verdict, and those that a person skipped, perhaps before they were
         planned."""
-        decided = select(rounds.c.name).where(rounds.c.state.in_(("accepted", "rejected")))
-        with self._database.read() as connection:
-            skipped = connection.scalars(select(due_skips.c.round))
-            return frozenset([*connection.scalars(decided), *skipped])
+        return self._database.follow("closed", _closed)
 
     def begin_round(self, index: int, name: str, parent: SnapshotId) -> int:
         """Start a planned, failed or interrupted round; from now on only this attempt may write it.
@@ -256,6 +277,8 @@ class Ledger:
             if candidate != row.candidate and not (verdict == "failed" and candidate is None):
                 raise ValueError(f"round {row.name!r} is to judge {row.candidate}, got {candidate}")
             self._set(connection, row, state=verdict, report=report, ends=True)
+            if verdict != "failed":
+                write_digest(connection, index, attempt, report)
             consume(connection, row.name, verdict, self._now())
             if verdict == "accepted":
                 self._check_production(connection, row.parent, f"round {row.name!r}")
@@ -270,9 +293,13 @@ class Ledger:
 
     def alias_moves(self) -> list[AliasMove]:
         """List every move of an alias, oldest first."""
+        return list(self._database.follow("alias moves", _moves))
+
+    def first_production(self) -> SnapshotId:
+        """Return the snapshot that the campaign started from."""
+        first = select(alias_moves.c.target).order_by(alias_moves.c.seq).limit(1)
         with self._database.read() as connection:
-            rows = connection.execute(select(alias_moves).order_by(alias_moves.c.seq))
-            return [AliasMove(**row._mapping) for row in rows]
+            return SnapshotId(connection.execute(first).scalar_one())
 
     def set_alias_initial(self, name: str, snapshot: SnapshotId) -> None:
         """Name the recorded snapshot a campaign starts from; possible once, before any round."""
@@ -326,7 +353,7 @@ class Ledger:
 
     def collected(self) -> frozenset[SnapshotId]:
         """Return the snapshots whose files were removed on purpose."""
-        return self.collections.ids()
+        return self._database.follow("collected", collected_in)
 
     def collect(self, removed: Iterable[tuple[SnapshotId, int, str]]) -> None:
         """Record that snapshots will be removed, each with its bytes and the reason."""
@@ -384,11 +411,52 @@ class Ledger:
             values = {"path": path, "n": n, "mean": mean}
             connection.execute(update(evaluations).where(*this).values(**values))
 
+    def measured_suites(self) -> frozenset[str]:
+        """Return the hashes of all suites that some snapshot was measured on."""
+        with self._database.read() as connection:
+            return frozenset(connection.scalars(select(evaluations.c.suite_hash).distinct()))
+
+    def newest_evaluations(self, snapshot: SnapshotId, count: int) -> list[EvaluationRecord]:
+        """List so many evaluations of one snapshot, the newest first."""
+        this = _evaluations().where(evaluations.c.snapshot == snapshot)
+        query = this.order_by(evaluations.c.recorded.desc(), evaluations.c.suite).limit(count)
+        with self._database.read() as connection:
+            return [EvaluationRecord(**row._mapping) for row in connection.execute(query)]
+
     def evaluations(self, snapshot: SnapshotId | None = None) -> list[EvaluationRecord]:
         """List the evaluations of one snapshot, or all, in the order of recording."""
         query = _evaluations().order_by(evaluations.c.recorded, evaluations.c.suite)
         if snapshot is not None:
             query = query.where(evaluations.c.snapshot == snapshot)
+        with self._database.read() as connection:
+            return [EvaluationRecord(**row._mapping) for row in connection.execute(query)]
+
+    def unhashed_evaluations(self) -> list[EvaluationRecord]:
+        """List the evaluations whose file has no hash on record, in the order of recording."""
+        hashed = select(stored_files.c.seq).where(stored_files.c.path == evaluations.c.path)
+        query = select(evaluations).where(~hashed.exists())
+        query = query.order_by(evaluations.c.recorded, evaluations.c.suite)
+        with self._database.read() as connection:
+            return [EvaluationRecord(**row._mapping) for row in connection.execute(query)]
+
+    def evaluation_paths(self, paths: Collection[str]) -> set[str]:
+        """Return those of some paths that are files of evaluations."""
+        names = sorted(paths)
+        with self._database.read() as connection:
+            return {
+                path
+                for start in range(0, len(names), 500)
+                for path in connection.scalars(
+                    select(evaluations.c.path).where(
+                        evaluations.c.path.in_(names[start : start + 500])
+                    )
+                )
+            }
+
+    def evaluations_on(self, suite_hashes: Collection[str]) -> list[EvaluationRecord]:
+        """List the evaluations on exactly these suites, in the order of recording."""
+        query = _evaluations().where(evaluations.c.suite_hash.in_(suite_hashes))
+        query = query.order_by(evaluations.c.recorded, evaluations.c.suite)
         with self._database.read() as connection:
             return [EvaluationRecord(**row._mapping) for row in connection.execute(query)]
 
@@ -478,9 +546,15 @@ class Ledger:
         )
 
 
-def _round(row: Row[Any]) -> RoundRecord:
-    report = None if row.report is None else json.loads(row.report)
-    return RoundRecord(**{**row._mapping, "report": report})
+def _closed(connection: Connection) -> frozenset[str]:
+    decided = select(rounds.c.name).where(rounds.c.state.in_(("accepted", "rejected")))
+    skipped = connection.scalars(select(due_skips.c.round))
+    return frozenset([*connection.scalars(decided), *skipped])
+
+
+def _moves(connection: Connection) -> list[AliasMove]:
+    rows = connection.execute(select(alias_moves).order_by(alias_moves.c.seq))
+    return [AliasMove(**row._mapping) for row in rows]
 
 
 def _latest(connection: Connection, index: int) -> Row[Any]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sqlalchemy import and_, select
+
+from align.store.database.database import Database
+from align.store.ledger.tables.core import rounds
 from rollouts.types import SnapshotId
 
 RoundState = Literal[
@@ -13,6 +18,39 @@ RoundState = Literal[
 ]
 """``skipped`` and ``dropped``: a person said that there shall be no further attempt, whatever came of those
 before; a skipped round had fallen due, a dropped one was the campaign file's."""
+
+
+class StoredReport(Mapping[str, Any]):
+    """Report of an attempt, read when it is first looked into: a verdict's is tens of kilobytes long."""
+
+    __slots__ = ("_database", "_place", "_values")
+
+    def __init__(self, database: Database, index: int, attempt: int) -> None:
+        self._database, self._place = database, (index, attempt)
+        self._values: Mapping[str, Any] | None = None
+
+    def _read(self) -> Mapping[str, Any]:
+        if self._values is None:
+            index, attempt = self._place
+            this = and_(rounds.c.index == index, rounds.c.attempt == attempt)
+            with self._database.read() as connection:
+                report = connection.scalar(select(rounds.c.report).where(this))
+            self._values = {} if report is None else json.loads(report)
+        return self._values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._read()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and dict(self._read()) == dict(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     PrimaryKeyConstraint,
@@ -80,6 +81,13 @@ rounds = Table(
     CheckConstraint("state NOT IN ('gating', 'accepted', 'rejected') OR candidate IS NOT NULL"),
     sqlite_strict=True,
 )
+Index("rounds_by_name", rounds.c.name, rounds.c.attempt)
+Index(
+    "rounds_without_reports",
+    *(rounds.c[name] for name in ("index", "attempt", "name", "state", "parent", "candidate")),
+    *(rounds.c[name] for name in ("started", "ended")),
+)
+"""Every column but the report, so that ten thousand rounds are listed without reading their verdicts."""
 
 evaluations = Table(
     "evaluations",
@@ -93,6 +101,12 @@ evaluations = Table(
     Column("recorded", Text, nullable=False),
     UniqueConstraint("snapshot", "suite_hash"),
     sqlite_strict=True,
+)
+
+Index("evaluations_by_suite", evaluations.c.suite_hash, evaluations.c.snapshot)
+Index(
+    "evaluations_in_order",
+    *(evaluations.c[name] for name in ("recorded", "suite", "snapshot", "suite_hash", "n", "mean")),
 )
 
 alias_moves = Table(

@@ -54,6 +54,7 @@ inbox_rows = Table(
     CheckConstraint("(state = 'quarantined') = (reason IS NOT NULL)"),
     CheckConstraint("kind IS NOT NULL OR state = 'quarantined'"),
     Index("inbox_rows_of_a_user", "user_key"),
+    Index("inbox_rows_by_state", "stream", "state", "number", "received"),
     sqlite_strict=True,
 )
 
