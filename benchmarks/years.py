@@ -510,7 +510,8 @@ def fill_inbox(folder: Path, count: int) -> tuple[Path, float, float]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     file = folder / "campaign.yaml"
-    file.write_text(campaign_text(folder / "store").replace("100000", str(count + 1)))
+    lines = campaign_text(folder / "store").replace("100000", str(count + 1)).splitlines()
+    file.write_text("\n".join(line for line in lines if f"name: {PLAIN}," not in line))
     config = load_campaign(file).config
     inbox, form = Inbox(Ledger(config.ledger_url).database), stream_forms(config)[STREAM]
     rates = []
