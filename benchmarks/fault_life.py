@@ -82,7 +82,7 @@ class NightLife:
 
     def open(self) -> None:
         """Read the campaign with the nights that fell due."""
-        from align.store.ledger.expand import expanded
+        from align.store.changes.expand import expanded
 
         self.config: CampaignConfig = expanded(self.stated, self.ledger)
         self.ledger.open_campaign(self.config.name, self.config.content(), self.config.hash())

@@ -150,7 +150,7 @@ class PathMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class PathScores(PathMetrics):
-    """What was measured on the accepted path of a whole campaign, however long, without empty cells."""
+    """Measured scores on the accepted path of a whole campaign, however long, without empty cells."""
 
     names: tuple[str, ...]
     """Rows of the path: ``base``, then accepted rounds in order."""

@@ -21,7 +21,7 @@ from align.gate.suites.demands import Demands
 from align.gate.suites.suite import SuiteRule
 from align.gate.verdict import decide
 from align.schedule.claims import stated
-from align.store.ledger.expand import expanded
+from align.store.changes.expand import expanded
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.tables.due import due_claims
 from align.store.snapshots.snapshots import Provenance, Snapshot

@@ -16,7 +16,7 @@ from align.gate.measurement.evaluate import ItemResults
 from align.gate.suites.kinds.answers import AnswerSuite
 from align.gate.suites.suite import Suite
 from align.schedule.claims import stated
-from align.store.ledger.expand import expanded
+from align.store.changes.expand import expanded
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.tables import core as tables
 from align.store.ledger.tables.due import due_claims

@@ -9,8 +9,8 @@ from align.config.campaign import CampaignConfig
 from align.data.base_model import resolve_model
 from align.report.forecast.fit import check_addresses, check_kv_cache, fit_lines
 from align.store.auto import auto_lines
+from align.store.changes.expand import expanded
 from align.store.ledger.copy import ledger_copy
-from align.store.ledger.expand import expanded
 from align.store.store import known_ledger
 from rollouts.engines import backend_named
 from rollouts.machine.device import resolve_device

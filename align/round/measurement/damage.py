@@ -45,7 +45,7 @@ from rollouts.types import SnapshotId
 SURVEYED = 5_000
 """Rows of the record of hashes up to which a run checks every file before it begins."""
 NEWEST, IN_TURN = 20, 500
-"""Of larger records: newest rounds whose files are checked, and rows that are checked in turn."""
+"""Newest rounds whose files are checked of a larger record, and rows that are checked in turn."""
 RESULTS = 100
 """Newest results of each snapshot that are checked then."""
 
@@ -176,8 +176,8 @@ def _surveyed(evidence: Evidence) -> tuple[Mapping[str, FileHash], set[str]]:
     first = len(ledger.attempts()) * IN_TURN % num_rows
     turn = store.files.hashes_between(first + 1, first + IN_TURN)
     owners = {snapshot[:DIGITS] for snapshot in accepted}
-    kept = {path for path in turn if (m := OWNED.fullmatch(path)) and m[1] in owners}
-    needed = recent | kept | ledger.evaluation_paths(turn)
+    replayed = {path for path in turn if (m := OWNED.fullmatch(path)) and m[1] in owners}
+    needed = recent | replayed | ledger.evaluation_paths(turn)
     return {**turn, **store.files.hashes_of(recent)}, needed
 
 

@@ -14,10 +14,10 @@ from typing import Any
 from align.config.campaign import CampaignConfig, RoundConfig, SuiteConfig
 from align.store.changes.compare import CampaignComparison, kept
 from align.store.changes.earlier_versions import as_read, with_earlier_defaults
+from align.store.changes.expand import expanded
 from align.store.ledger.amendments import pins_of, stored_content
 from align.store.ledger.campaign_row import refused
 from align.store.ledger.due_rounds import claimed_names
-from align.store.ledger.expand import expanded
 from align.store.ledger.ledger import Ledger
 from align.store.store import known_ledger
 

@@ -50,9 +50,9 @@ class Followed:
             read: must not depend on anything but the database, and nobody changes what it returns.
         """
         stamp = (self._writes, *_stamp(connection))
-        kept = self._values.get(name)
-        if kept is not None and kept[0] == stamp:
-            value: T = kept[1]
+        entry = self._values.get(name)
+        if entry is not None and entry[0] == stamp:
+            value: T = entry[1]
             return value
         with without_collector():
             value = read(connection)

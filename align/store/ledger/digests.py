@@ -24,7 +24,7 @@ DECIDED = rounds.c.state.in_(("accepted", "rejected"))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerdictDigest:
-    """What later decisions ask of one verdict."""
+    """Parts of one verdict that later decisions ask for."""
 
     index: int
     attempt: int
@@ -46,7 +46,7 @@ class VerdictDigest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedSuite:
-    """What one verdict rests on in one suite."""
+    """Snapshots and items that one verdict rests on in one suite."""
 
     index: int
     attempt: int
@@ -100,17 +100,17 @@ def digests_of(database: Database) -> Digests:
 
 def last_best(database: Database, names: Iterable[str]) -> dict[str, SnapshotId]:
     """Return by suite the snapshot that the last verdict on it called best, where one did."""
-    named = list(dict.fromkeys(names))
+    suites = list(dict.fromkeys(names))
     newest: dict[str, JudgedSuite] = {}
     with database.read() as connection:
-        for name in named:
+        for name in suites:
             this = and_(judged_suites.c.suite == name, judged_suites.c.best.is_not(None))
             rows = select(judged_suites).where(this).order_by(judged_suites.c.index.desc())
             row = connection.execute(rows.limit(1)).one_or_none()
             if row is not None:
                 newest[name] = JudgedSuite(**row._mapping)
     for suite in _undigested_suites(database):
-        if suite.suite in named and suite.best is not None:
+        if suite.suite in suites and suite.best is not None:
             known = newest.get(suite.suite)
             if known is None or known.index < suite.index:
                 newest[suite.suite] = suite
@@ -128,8 +128,8 @@ def judged_by_hash(database: Database, suite_hash: str) -> list[JudgedSuite]:
 
 def judged_names(connection: Connection) -> frozenset[str]:
     """Name the suites of no round that some verdict rests on."""
-    named = select(judged_suites.c.suite).where(judged_suites.c.target_of.is_(None)).distinct()
-    names = set(connection.scalars(named))
+    query = select(judged_suites.c.suite).where(judged_suites.c.target_of.is_(None)).distinct()
+    names = set(connection.scalars(query))
     for missing in _undigested(connection):
         names |= {suite.suite for suite in digest_of(*missing)[1] if suite.target_of is None}
     return frozenset(names)
@@ -140,9 +140,9 @@ def digest_of(
 ) -> tuple[VerdictDigest, list[JudgedSuite]]:
     """Draw a digest from a report."""
     inputs = report.get("inputs") or {}
-    place = {"index": index, "attempt": attempt}
+    attempt_key = {"index": index, "attempt": attempt}
     digest = VerdictDigest(
-        **place,
+        **attempt_key,
         outcome=report.get("outcome"),
         gate=json.dumps(inputs.get("gate", {}), sort_keys=True) if "inputs" in report else None,
         look=inputs.get("looks"),
@@ -154,7 +154,7 @@ def digest_of(
     rules = {rule["name"]: rule for rule in inputs.get("suites", ())}
     suites = [
         JudgedSuite(
-            **place,
+            **attempt_key,
             suite=name,
             hash=rules.get(name, {}).get("hash", ""),
             target_of=rules.get(name, {}).get("target_of"),

@@ -21,7 +21,7 @@ from align.schedule.claims import Dues
 from align.schedule.due import Skip
 from align.schedule.inbox.inbox import Inbox
 from align.schedule.skips import skip_round, skips
-from align.store.ledger.expand import expanded
+from align.store.changes.expand import expanded
 from align.store.ledger.ledger import Ledger
 from align.store.store import Store
 from launch.cli import app

@@ -14,7 +14,7 @@ from align.report.forecast.machine import machine_lines
 from align.store import auto as module
 from align.store.auto import auto_lines, without_auto
 from align.store.changes.earlier_versions import as_read
-from align.store.ledger.expand import expanded
+from align.store.changes.expand import expanded
 from align.store.ledger.ledger import Ledger
 from align.store.store import known_ledger, open_ledger
 from rollouts.errors import UserError

@@ -13,8 +13,8 @@ from align.config.campaign import CampaignConfig
 from align.config.file import load_campaign
 from align.errors import StoreError, UserError
 from align.store.changes.earlier_versions import as_read
+from align.store.changes.expand import expand
 from align.store.ledger.amendments import amendments_of
-from align.store.ledger.expand import expand
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.tables.core import campaigns
 from tests.unit.campaigns import campaign, raw_campaign

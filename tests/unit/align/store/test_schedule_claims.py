@@ -14,8 +14,8 @@ from align.config.campaign import CampaignConfig
 from align.errors import StoreError
 from align.schedule.claims import Dues
 from align.schedule.inbox.inbox import Inbox
+from align.store.changes.expand import expand, expanded
 from align.store.ledger.due_rounds import claimed_rounds
-from align.store.ledger.expand import expand, expanded
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.reservations import consume
 from align.store.ledger.tables.core import rounds as table
