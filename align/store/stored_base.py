@@ -47,8 +47,8 @@ def stored_base(config: CampaignConfig) -> StoredBase | None:
                 return None
             base = ledger.first_production()
             measured = ledger.measured_suites()
-            named = {spec.name for spec in config.rounds}
-            rounds = [r for r in ledger.rounds() if r.name in named]
+            names = {spec.name for spec in config.rounds}
+            rounds = [r for r in ledger.rounds() if r.name in names]
             accepted = [r for r in rounds if r.state == "accepted" and r.candidate]
             snapshots = store_to_read(config, ledger).snapshots
             manifest = snapshots.manifest(base)

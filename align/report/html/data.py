@@ -112,11 +112,7 @@ def collect(evidence: Evidence, now: datetime, window: Window | None = None) -> 
     forests, forests_left_out = forests_of(committed, limits)
     verdicts = {name: verdict for _, name, verdict in committed}
     production = ledger.alias("production")
-    # Half of the rounds that are shown in full may be old ones that were kept out.
-    kept_out = [r.index for r in records if r.state in ("rejected", "failed")]
-    kept_out = kept_out[-(limits.rounds // 2) :]
-    begun = [r.index for r in records if r.state != "planned" and r.index not in kept_out]
-    full = {*kept_out, *begun[-(limits.rounds - len(kept_out)) :]}
+    full = _in_full(records, limits)
     rounds = tuple(
         round_view(
             evidence, r, attempts, reservations, now, limits if r.index in full else limits.brief()
@@ -157,6 +153,15 @@ def collect(evidence: Evidence, now: datetime, window: Window | None = None) -> 
         faults=tuple(evidence.faults(None if window.whole else [r.candidate for r in records])),
         window=window.sentence,
     )
+
+
+def _in_full(records: Sequence[RoundRecord], limits: Limits) -> set[int]:
+    """Choose the rounds that are shown in full, by their places in the ledger."""
+    # Half of the rounds that are shown in full may be old ones that were kept out.
+    kept_out = [r.index for r in records if r.state in ("rejected", "failed")]
+    kept_out = kept_out[-(limits.rounds // 2) :]
+    begun = [r.index for r in records if r.state != "planned" and r.index not in kept_out]
+    return {*kept_out, *begun[-(limits.rounds - len(kept_out)) :]}
 
 
 def _drift(evidence: Evidence, rounds: Sequence[RoundView]) -> tuple[Panel, ...]:

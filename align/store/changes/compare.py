@@ -107,11 +107,11 @@ def _changes_nothing(
 
 def _misplaced(names: Sequence[str], committed: Committed) -> Iterator[Refusal]:
     """Refuse rounds newly placed before a decided one, and decided rounds in another order."""
-    places = {slot.name: place for place, slot in enumerate(committed.slots)}
+    places = {slot.name: position for position, slot in enumerate(committed.slots)}
     decided = committed.decided
     common = [name for name in names if name in decided]
-    named = set(common)
-    ran = [name for name in decided if name in named]
+    in_both = set(common)
+    ran = [name for name in decided if name in in_both]
     if common != ran:
         yield Refusal(
             sentence=f"rounds: order {', '.join(ran)} -> {', '.join(common)}",

@@ -22,7 +22,7 @@ from align.store.ledger.digests import digest_earlier, digest_of, last_best
 from align.store.lookback import folded, unfolded
 from rollouts.errors import UserError
 from tests.unit.campaigns import campaign, rounds
-from tests.unit.nights import NIGHTLY, PLAIN, save, snapshot_of, suite_of, with_nights
+from tests.unit.nights import BASE, NIGHTLY, PLAIN, save, snapshot_of, suite_of, with_nights
 
 FEW, MANY = 60, 120
 REPORT = {"outcome": "accepted", "inputs": {"gate": {}, "looks": 1, "best": {"general": "b"}}}
@@ -196,8 +196,8 @@ def test_folded_names_are_the_names(names: list[str]) -> None:
 def test_a_verdict_of_many_rounds_is_short_and_whole(tmp_path: Path) -> None:
     evidence = with_nights(tmp_path, 70, remember={"newest": 1, "older": 0})
     own = suite_of("nightly-70", "nightly-70")
-    for number in (69, 70, 0):
-        save(evidence, snapshot_of(number), (own, number))
+    for right, snapshot in enumerate((BASE, *map(snapshot_of, (0, 69, 70)))):
+        save(evidence, snapshot, (own, 10 * right))
     verdict = evidence.judge("nightly-70", snapshot_of(70), snapshot_of(69), [own])
     plain = verdict.to_dict()
     assert plain["inputs"]["left_out"] == ["nightly-[1..69]"]
