@@ -73,7 +73,9 @@ def test_the_place_of_a_ledger_shows_no_password(
     assert ledger_place(campaign(tmp_path)) == str(tmp_path / "store" / "ledger.db")
 
 
-def test_a_campaign_opens_its_ledger_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_campaign_opens_its_ledger_once_and_to_read_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[str] = []
     config, open_database = campaign(tmp_path), Database.__init__
 
@@ -82,8 +84,8 @@ def test_a_campaign_opens_its_ledger_once(tmp_path: Path, monkeypatch: pytest.Mo
         open_database(self, url)
 
     monkeypatch.setattr(Database, "__init__", counted)
-    for state in ("fresh", "begun"):
+    for state, times in (("fresh", 1), ("begun", 2)):
         opened.clear()
         with open_campaign(config, lambda _: None) as running:
             running.claim.confirm_base()
-        assert opened.count(config.ledger_url) == 1, state
+        assert opened.count(config.ledger_url) == times, state
