@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -26,7 +29,7 @@ from align.gate.evidence import stored_evidence
 from align.gate.measurement.results import ItemResults
 from align.round import round as rounds_module
 from align.round.rollout_table import keep_rollouts
-from launch.cluster.engines import engine_spec
+from launch.cluster.engines import engine_spec, in_process_starter
 from rollouts.pool.pool import EnginePool
 from rollouts.types import Completion, ScoredGroup
 from tests.patience import patient
@@ -261,6 +264,96 @@ def test_suites_of_the_environment_are_measured_for_every_snapshot(ran: Ran) -> 
         for suite in ("acts", "desk"):
             assert results[suite].beside["turns"] > 1.0
             assert all(value in (0.0, 1.0) for value in results[suite].values)
+
+
+PARTS = """
+import os
+import signal
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+class Desk:
+    \"\"\"A desk that ends the run at an episode of a step.\"\"\"
+
+    def reset(self, **row) -> None:
+        with (HERE / "episodes").open("a") as file:
+            file.write("x")
+            num_begun = file.tell()
+        if (HERE / "driver").exists() and num_begun >= LAST:
+            os.kill(int((HERE / "driver").read_text()), signal.SIGKILL)
+
+    def add(self, a: int, b: int) -> int:
+        \"\"\"Add two numbers.
+
+        Args:
+            a: one number.
+            b: the other.
+        \"\"\"
+        return a + b
+
+    def get_reward(self) -> float:
+        return 0.0
+"""
+RUN = """
+import os, sys
+from pathlib import Path
+from tests.integration.test_episodes import run_here
+
+folder = Path(sys.argv[1])
+(folder / "driver").write_text(str(os.getpid()))
+run_here(folder)
+"""
+
+
+def run_here(folder: Path) -> str:
+    """Run the campaign of a folder, with an engine in this process; return the snapshot in production."""
+    config = CampaignConfig.model_validate_json((folder / "campaign.json").read_text())
+    with in_process_starter(Watcher()) as start:
+        run_campaign(config, start_engine=start, observer=Watcher())
+    return str(stored_evidence(config).ledger.alias("production"))
+
+
+def test_a_run_that_is_killed_in_an_episode_goes_on_to_the_same_snapshot(
+    ran: Ran, tmp_path: Path
+) -> None:
+    steps, per_step = 3, 16
+    raw = ran.config.model_dump(mode="json")
+    (acts,) = (spec for spec in raw["rounds"] if spec["name"] == "acts")
+    produced = {}
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "desk.py").write_text(PARTS.replace("LAST", str(per_step * (steps - 1) + 3)))
+        spec = {
+            **acts, "tools": [], "environment": f"{folder / 'desk.py'}:Desk", "steps": steps,
+            "rewards": ["exact_match"], "checkpoint_every": 1, "suite": {**acts["suite"], "items": 4},
+        }  # fmt: skip
+        spec["sampling"]["max_staleness"] = 0
+        content = {
+            **raw, "store": str(folder / "store"), "rounds": [spec], "suites": [],
+            "rollouts": {"backend": "transformers"},
+        }  # fmt: skip
+        (folder / "campaign.json").write_text(json.dumps(content))
+    produced["whole"] = run_here(tmp_path / "whole")
+    root = str(Path(__file__).parents[2])
+    killed = subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path / "killed")],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=patient(120.0),
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    (tmp_path / "killed" / "driver").unlink()
+    before = (tmp_path / "killed" / "episodes").stat().st_size
+    produced["killed"] = run_here(tmp_path / "killed")
+    assert produced["killed"] == produced["whole"] != ran.config.policy.model
+    # The steps before the last have checkpoints, and are not acted out again.
+    again = (tmp_path / "killed" / "episodes").stat().st_size - before
+    whole = (tmp_path / "whole" / "episodes").stat().st_size
+    assert whole - again == per_step * (steps - 1)
 
 
 def test_nothing_is_left_running(ran: Ran) -> None:
