@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def main() -> None:
         args.world = args.world or Path(scratch)
         home = write(SCENARIO, args.world, note=print, steps=20 if args.quick else None)
         measured: dict[str, dict[str, Any]] = {
-            "before": {"success": success(home / "base", home, args), "step_s": []}
+            "before": {"success": success(home / "base", home, args)}
         }
         for side in SIDES:
             measured[side] = _run(side, home, args)
@@ -126,9 +127,8 @@ def keel_steps(args: argparse.Namespace) -> dict[str, Any]:
         evidence = run_campaign(config, start_engine=start, observer=clock)
     production = evidence.ledger.alias("production")
     assert production is not None, "a round that is observed is accepted"
-    ends = [wall_s for wall_s, _ in clock.steps[TASK]]
     folder = evidence.store.snapshots.open(production).path
-    return {"step_s": [end - begin for begin, end in pairwise(ends)], "model": str(folder)}
+    return {**spans(clock.steps[TASK]), "model": str(folder)}
 
 
 def trl_steps(args: argparse.Namespace) -> dict[str, Any]:
@@ -141,11 +141,11 @@ def trl_steps(args: argparse.Namespace) -> dict[str, Any]:
     from align.data.scenarios.facts.tools import calculator
 
     torch.set_num_threads(args.threads)
-    ends: list[float] = []
+    ends: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
+            ends.append((time.perf_counter(), time.process_time()))
 
     tokenizer = AutoTokenizer.from_pretrained(args.world / "base", padding_side="left")
     tokenizer.response_template = RESPONSE_TEMPLATE
@@ -185,8 +185,16 @@ def trl_steps(args: argparse.Namespace) -> dict[str, Any]:
     folder = args.out / "model"
     trainer.model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(args.world / "base").save_pretrained(folder)
-    step_s = [end - begin for begin, end in pairwise(ends)]
-    return {"step_s": step_s, "model": str(folder)}
+    return {**spans(ends), "model": str(folder)}
+
+
+def spans(ends: Sequence[tuple[float, float]]) -> dict[str, list[float]]:
+    """Return the wall and CPU seconds of every step but the first, from the times at which steps ended."""
+    pairs = list(pairwise(ends))
+    return {
+        "step_s": [end[0] - begin[0] for begin, end in pairs],
+        "cpu_s": [end[1] - begin[1] for begin, end in pairs],
+    }
 
 
 SIDES = {"Keel": keel_steps, "TRL": trl_steps}
@@ -239,16 +247,16 @@ def report(measured: dict[str, dict[str, Any]], args: argparse.Namespace) -> Non
     """Print the table and the verdicts."""
     keel, trl = measured["Keel"], measured["TRL"]
     keel_s, trl_s = middle(keel["step_s"]), middle(trl["step_s"])
-    rows = [["before", f"{measured['before']['success']:.2f}", "", ""]]
-    rows += [
-        [side, f"{measured[side]['success']:.2f}", f"{seconds:.2f}", f"{seconds / keel_s:.2f}"]
-        for side, seconds in (("Keel", keel_s), ("TRL", trl_s))
-    ]
+    rows = [["before", f"{measured['before']['success']:.2f}", "", "", ""]]
+    for side, seconds in (("Keel", keel_s), ("TRL", trl_s)):
+        cpu_s, right = middle(measured[side]["cpu_s"]), measured[side]["success"]
+        figures = [f"{right:.2f}", f"{seconds:.2f}", f"{seconds / keel_s:.2f}", f"{cpu_s:.2f}"]
+        rows.append([side, *figures])
     learnt = keel["success"] >= trl["success"] - SLACK
     show(
         f"{args.steps} steps of GRPO on sums with a calculator, {PROMPTS} x {GROUP} episodes of at most "
         f"{TURNS} turns, 0.4M parameters, float32, {args.threads} threads a side",
-        ["", "held-out questions right", "median s/step", "times Keel's"],
+        ["", "held-out questions right", "median s/step", "times Keel's", "cpu s/step"],
         rows,
         f"no more than {SLACK:g} behind TRL after the same steps: {verdict(learnt)}",
         f"TRL takes at least {REQUIRED:g} times as long a step: {trl_s / keel_s:.2f} "
