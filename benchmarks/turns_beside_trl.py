@@ -1,10 +1,10 @@
-"""Claim: GRPO over turns with tools learns as much a step as TRL's own, in less time a step.
+"""Claim: GRPO over turns with tools learns as much in a step as TRL's own; its time is shown beside.
 
 Both sides take the base of the scenario of tools, which calls the right tool half of the time, through the
-same number of steps on its sums: eight episodes of each of eight prompts, a calculator as both take
-it, at most three turns of 16 tokens, exact answers as the reward, and no KL. Each side samples with its
-own loop over transformers, in a process of its own, one after the other. The model that each leaves then
-answers the held-out questions greedily, in the same episodes.
+same number of steps on its sums: eight episodes of each of eight prompts, at most three turns of 16 tokens,
+exact answers as the reward, no KL, and three tools, which both take as they are. Each side samples with its
+own loop over transformers, in a process of its own, one after the other. TRL calls tools in that process;
+Keel's are in killable workers. The model that each leaves then answers held-out questions.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from typing import Any
 from benchmarks.common import middle, parser, prepare, save, show, verdict
 
 SCENARIO, TASK = "tools", "sum"
-TOOL = "align.data.scenarios.facts.tools:calculator"
+WORLD = "align.data.scenarios.facts.tools"
+TOOLS = ("calculator", "register", "converter")
+"""Tools that every question is asked with; the first answers it."""
 GROUP, PROMPTS = 8, 8
 TURNS, TOKENS = 3, 16
 LR, BETAS = 3e-4, (0.9, 0.95)
-REQUIRED = 1.2
-"""Least ratio of TRL's seconds a step to Keel's."""
+SAMPLES = 4
+"""Episodes of each held-out question."""
 SLACK = 0.05
 """Largest share of successes by which Keel may stay behind TRL after the same steps."""
 RESPONSE_TEMPLATE = {
@@ -96,7 +98,7 @@ def keel_steps(args: argparse.Namespace) -> dict[str, Any]:
     spec = {
         "name": TASK,
         "prompts": str(args.world / f"{TASK}.jsonl"),
-        "tools": [TOOL],
+        "tools": [f"{WORLD}:{tool}" for tool in TOOLS],
         "episode": {"turns": TURNS},
         "rewards": ["exact_match"],
         "algorithm": "grpo",
@@ -138,7 +140,7 @@ def trl_steps(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from align.data.scenarios.facts.tools import calculator
+    from align.data.scenarios.facts import tools
 
     torch.set_num_threads(args.threads)
     ends: list[tuple[float, float]] = []
@@ -178,7 +180,7 @@ def trl_steps(args: argparse.Namespace) -> dict[str, Any]:
         train_dataset=Dataset.from_list(list(map(json.loads, lines))),
         processing_class=tokenizer,
         reward_funcs=[_right],
-        tools=[calculator],
+        tools=[getattr(tools, tool) for tool in TOOLS],
         callbacks=[Clock()],
     )
     trainer.train()
@@ -210,7 +212,7 @@ def _right(completions: list[list[dict[str, Any]]], answer: list[str], **_: Any)
 
 
 def success(model: Path, home: Path, args: argparse.Namespace) -> float:
-    """Return the share of held-out questions that a model answers rightly, greedily and in episodes."""
+    """Return the share of its episodes in which a model answers held-out questions rightly."""
     from align.config.data import PromptsConfig
     from align.config.policy import PolicyConfig
     from align.data.base_model import load_encoder
@@ -227,19 +229,25 @@ def success(model: Path, home: Path, args: argparse.Namespace) -> float:
     encoder = load_encoder(model, PolicyConfig(model=str(model)))
     engine = TransformersConfig(model=str(model), max_num_seqs=64, threads=args.threads).start()
     rules = EpisodeRules(turns=TURNS, parser="hermes")
-    with WorkerEnvironments(EnvironmentsPlan(tools=(TOOL,)), rules) as environments:
+    with WorkerEnvironments(
+        EnvironmentsPlan(tools=tuple(f"{WORLD}:{tool}" for tool in TOOLS)), rules
+    ) as environments:
         groups = collect(
             engine,
             prompts,
-            [1] * len(prompts),
+            [SAMPLES] * len(prompts),
             encoder,
-            Sampling(max_tokens=TOKENS, temperature=0.0),
+            Sampling(max_tokens=TOKENS, temperature=1.0),
             seed=0,
             policy="held out",
             environments=environments,
         )
     engine.close()
-    right = [g.completions_G[0].text.strip() == g.prompt.columns["answer"] for g in groups]
+    right = [
+        completion.text.strip() == group.prompt.columns["answer"]
+        for group in groups
+        for completion in group.completions_G
+    ]
     return sum(right) / len(right)
 
 
@@ -259,8 +267,7 @@ def report(measured: dict[str, dict[str, Any]], args: argparse.Namespace) -> Non
         ["", "held-out questions right", "median s/step", "times Keel's", "cpu s/step"],
         rows,
         f"no more than {SLACK:g} behind TRL after the same steps: {verdict(learnt)}",
-        f"TRL takes at least {REQUIRED:g} times as long a step: {trl_s / keel_s:.2f} "
-        f"{verdict(trl_s / keel_s >= REQUIRED)}",
+        f"no claim: TRL takes {trl_s / keel_s:.2f} times as long a step",
     )
 
 

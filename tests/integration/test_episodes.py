@@ -303,57 +303,53 @@ from tests.integration.test_episodes import run_here
 
 folder = Path(sys.argv[1])
 (folder / "driver").write_text(str(os.getpid()))
-run_here(folder)
+run_here(folder, "killed")
 """
 
 
-def run_here(folder: Path) -> str:
-    """Run the campaign of a folder, with an engine in this process; return the snapshot in production."""
-    config = CampaignConfig.model_validate_json((folder / "campaign.json").read_text())
+def run_here(folder: Path, store: str) -> tuple[str, int]:
+    """Run the campaign of a folder, with an engine in this process.
+
+    Returns:
+        the snapshot in production, and the number of episodes that were begun.
+    """
+    content = json.loads((folder / "campaign.json").read_text())
+    config = CampaignConfig.model_validate({**content, "store": str(folder / store)})
+    episodes = folder / "episodes"
+    episodes.unlink(missing_ok=True)
     with in_process_starter(Watcher()) as start:
         run_campaign(config, start_engine=start, observer=Watcher())
-    return str(stored_evidence(config).ledger.alias("production"))
+    return str(stored_evidence(config).ledger.alias("production")), episodes.stat().st_size
 
 
 def test_a_run_that_is_killed_in_an_episode_goes_on_to_the_same_snapshot(
     ran: Ran, tmp_path: Path
 ) -> None:
     steps, per_step = 3, 16
+    (tmp_path / "desk.py").write_text(PARTS.replace("LAST", str(per_step * (steps - 1) + 3)))
     raw = ran.config.model_dump(mode="json")
     (acts,) = (spec for spec in raw["rounds"] if spec["name"] == "acts")
-    produced = {}
-    for name in ("whole", "killed"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "desk.py").write_text(PARTS.replace("LAST", str(per_step * (steps - 1) + 3)))
-        spec = {
-            **acts, "tools": [], "environment": f"{folder / 'desk.py'}:Desk", "steps": steps,
-            "rewards": ["exact_match"], "checkpoint_every": 1, "suite": {**acts["suite"], "items": 4},
-        }  # fmt: skip
-        spec["sampling"]["max_staleness"] = 0
-        content = {
-            **raw, "store": str(folder / "store"), "rounds": [spec], "suites": [],
-            "rollouts": {"backend": "transformers"},
-        }  # fmt: skip
-        (folder / "campaign.json").write_text(json.dumps(content))
-    produced["whole"] = run_here(tmp_path / "whole")
-    root = str(Path(__file__).parents[2])
+    spec = {
+        **acts, "tools": [], "environment": f"{tmp_path / 'desk.py'}:Desk", "steps": steps,
+        "sampling": {**acts["sampling"], "max_staleness": 0}, "rewards": ["exact_match"],
+        "checkpoint_every": 1, "suite": {**acts["suite"], "items": 4},
+    }  # fmt: skip
+    content = {**raw, "rounds": [spec], "suites": [], "rollouts": {"backend": "transformers"}}
+    (tmp_path / "campaign.json").write_text(json.dumps(content))
+    snapshot, num_episodes = run_here(tmp_path, "whole")
     killed = subprocess.run(
-        [sys.executable, "-c", RUN, str(tmp_path / "killed")],
-        env={**os.environ, "PYTHONPATH": root},
+        [sys.executable, "-c", RUN, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=patient(120.0),
     )
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
-    (tmp_path / "killed" / "driver").unlink()
-    before = (tmp_path / "killed" / "episodes").stat().st_size
-    produced["killed"] = run_here(tmp_path / "killed")
-    assert produced["killed"] == produced["whole"] != ran.config.policy.model
+    (tmp_path / "driver").unlink()
+    again, num_again = run_here(tmp_path, "killed")
+    assert again == snapshot
     # The steps before the last have checkpoints, and are not acted out again.
-    again = (tmp_path / "killed" / "episodes").stat().st_size - before
-    whole = (tmp_path / "whole" / "episodes").stat().st_size
-    assert whole - again == per_step * (steps - 1)
+    assert num_episodes - num_again == per_step * (steps - 1)
 
 
 def test_nothing_is_left_running(ran: Ran) -> None:
