@@ -136,7 +136,7 @@ def keel_steps(args: argparse.Namespace) -> dict[str, Any]:
 def trl_steps(args: argparse.Namespace) -> dict[str, Any]:
     """Take the steps with TRL's trainer; only the settings that define the work are set."""
     import torch
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 

@@ -38,6 +38,7 @@ class Child:
     def __init__(self, home: WorkerProcess, number: int, channel: socket.socket) -> None:
         self.home, self.number = home, number
         self._channel = channel
+        self._unread = bytearray()
         self._is_awaited, self._is_killed = False, False
         channel.setblocking(False)
 
@@ -91,17 +92,21 @@ class Child:
                 self._channel.close()
 
     async def _exactly(self, size: int) -> bytes:
-        loop, data = asyncio.get_running_loop(), bytearray()
-        while len(data) < size:
-            part = await loop.sock_recv(self._channel, min(size - len(data), 2**20))
+        loop, unread = asyncio.get_running_loop(), self._unread
+        while len(unread) < size:
+            part = await loop.sock_recv(self._channel, 2**16)
             if not part:
                 raise ChildLost("the environment's process ended: a tool crashed it or ended it")
-            data += part
-        return bytes(data)
+            unread += part
+        data = bytes(unread[:size])
+        del unread[:size]
+        return data
 
     @property
     def has_ended(self) -> bool:
-        """True if the process, which says nothing unasked, has closed its socket."""
+        """True if the process has closed its socket, or said something unasked."""
+        if self._unread:
+            return True
         try:
             self._channel.recv(1, socket.MSG_PEEK)
         except BlockingIOError:

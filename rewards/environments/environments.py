@@ -4,6 +4,7 @@ An episode has an object of its own in a process of its own. Objects are made on
 TRL: a process whose episode is over waits for the next one. A tool's mistake is a text for the policy.
 Where the object itself is lost, with a crash or a hang that no signal ends, the future raises and the
 episode is a failed sample. Functions without an object lose nothing: their call goes on in a new process.
+They have one from their first call on, so an episode that calls nothing costs none.
 """
 
 from __future__ import annotations
@@ -48,11 +49,18 @@ class _Acting:
     """An episode under way."""
 
     environment: str
-    child: Child
+    placed: Child | None = None
+    """Process that serves it; functions without an object have none before their first call."""
     is_late: bool = False
     """True once a call was interrupted: the object serves no further episode."""
     seconds: float = 0.0
     """Seconds that the calls so far have taken."""
+
+    @property
+    def child(self) -> Child:
+        """Process that serves the episode."""
+        assert self.placed is not None
+        return self.placed
 
 
 class WorkerEnvironments:
@@ -82,8 +90,6 @@ class WorkerEnvironments:
         self.counts: Counter[str] = Counter()
         self._rules = rules or EpisodeRules(episode_s=plan.limits.episode_s)
         self._acting: dict[str, _Acting] = {}
-        self._opening: dict[str, object] = {}
-        """Episodes that wait for a process, by key; one that is given up meanwhile is taken out."""
         self._workers: list[WorkerProcess] = []
         self._is_begun = False
         self._loop = LoopThread()
@@ -133,9 +139,9 @@ class WorkerEnvironments:
         return {f"environment/{name}": float(count) for name, count in sorted(counts.items())}
 
     async def _open(self, key: str, prompt: Prompt) -> str | None:
-        if key in self._acting or key in self._opening:
+        if key in self._acting:
             raise ValueError(f"episode {key!r} is open already")
-        name, limit_s = self.plan.name_for(prompt), self.plan.limits.episode_s
+        name = self.plan.name_for(prompt)
         if name not in self.described:
             raise DeadEnvironment(
                 f"{prompt.label} names the environment {name!r}; there are: {', '.join(self.described)}"
@@ -144,38 +150,45 @@ class WorkerEnvironments:
             row = {column: to_json(normalised(v)) for column, v in self.plan.row(prompt).items()}
         except Unholdable as error:
             raise DeadEnvironment(f"{prompt.label} holds {error}, which cannot be sent") from error
-        acting = self._acting[key] = await self._placed(key, name)
-        request = {"do": "open", "row": row, "seed": seed_of(key)}
-        answer = await self._ask(key, acting, request, limit_s)
-        text = answer.get("text")
-        return text if isinstance(text, str) else None
+        acting = self._acting[key] = _Acting(environment=name)
+        if not self.described[name].has_object:  # Nothing is reset; a process comes with a call.
+            return None
+        await self._place(key, acting)
+        return await self._reset(key, acting, row)
 
-    async def _placed(self, key: str, environment: str) -> _Acting:
+    async def _place(self, key: str, acting: _Acting) -> None:
         """Give an episode a process, which may have to be started.
 
         Raises:
             DeadEnvironment: the episode was given up meanwhile.
         """
-        opening = self._opening[key] = object()
         worker = self._least_busy()
         worker.busy += 1
         try:
             child = await worker.child()
-            if self._opening.get(key) is not opening:
+            if self._acting.get(key) is not acting:
                 worker.keep(child)
                 raise DeadEnvironment(f"episode {key!r} was given up before it began")
         except BaseException:
             worker.busy -= 1
+            self._free(key, acting)
             raise
-        finally:
-            if self._opening.get(key) is opening:
-                del self._opening[key]
-        return _Acting(environment=environment, child=child)
+        acting.placed = child
+
+    async def _reset(self, key: str, acting: _Acting, row: Mapping[str, Any]) -> str | None:
+        """Begin an episode in its process; return the text that it opens with."""
+        request = {"do": "open", "row": row, "seed": seed_of(key)}
+        answer = await self._ask(key, acting, request, self.plan.limits.episode_s)
+        text = answer.get("text")
+        return text if isinstance(text, str) else None
 
     async def _call(self, key: str, calls: Sequence[ToolCall]) -> Sequence[Observation]:
         """Make the calls of a turn; an episode that cannot go on is over."""
         acting = self._acting_of(key)
         try:
+            if acting.placed is None:
+                await self._place(key, acting)
+                await self._reset(key, acting, {})
             return await self._turn(key, acting, calls)
         except BaseException:
             acting.is_late = True
@@ -250,6 +263,10 @@ class WorkerEnvironments:
 
     async def _close(self, key: str, messages: Sequence[Message]) -> Outcome:
         acting = self._acting_of(key)
+        name = acting.environment or self.described[acting.environment].kind
+        if not self.described[acting.environment].has_object:
+            self._free(key, acting)
+            return Outcome(environment=name)
         request = {"do": "close", "messages": [dict(message) for message in messages]}
         answer = await self._ask(key, acting, request, self.plan.limits.episode_s)
         self._free(key, acting)
@@ -257,11 +274,9 @@ class WorkerEnvironments:
         reward = outcome.get("reward")
         if not (reward is None or isinstance(reward, int | float)) or not finite(reward):
             raise DeadEnvironment(f"the environment sent the reward {reward!r}")
-        name = acting.environment or self.described[acting.environment].kind
         return Outcome(reward=reward, state=dict(outcome.get("state", {})), environment=name)
 
     async def _drop(self, key: str) -> None:
-        self._opening.pop(key, None)
         if key in self._acting:
             acting = self._acting[key]
             acting.is_late = True
@@ -297,20 +312,24 @@ class WorkerEnvironments:
         if is_over or self.described[acting.environment].has_object:
             raise DeadEnvironment(str(lost)) from lost
         acting.child.kill()
-        acting.child = await home.child()
-        request = {"do": "open", "row": {}, "seed": seed_of(key)}
-        await self._ask(key, acting, request, self.plan.limits.episode_s)
+        acting.placed = await home.child()
+        await self._reset(key, acting, {})
 
     def _acting_of(self, key: str) -> _Acting:
-        if key not in self._acting:
+        acting = self._acting.get(key)
+        if acting is None or (
+            acting.placed is None and self.described[acting.environment].has_object
+        ):
             raise DeadEnvironment(f"episode {key!r} is not open")
-        return self._acting[key]
+        return acting
 
     def _free(self, key: str, acting: _Acting) -> None:
         """End an episode; its process waits for another one, or is killed if a call was interrupted."""
         if self._acting.get(key) is not acting:  # It was freed before.
             return
         del self._acting[key]
+        if acting.placed is None:
+            return
         home = acting.child.home
         home.busy -= 1
         if acting.is_late:
@@ -325,7 +344,6 @@ class WorkerEnvironments:
         return min(self._workers, key=lambda worker: worker.busy)
 
     async def _end(self) -> None:
-        self._opening.clear()
         for key, acting in list(self._acting.items()):
             acting.is_late = True
             self._free(key, acting)

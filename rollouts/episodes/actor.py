@@ -145,8 +145,12 @@ class Actor:
         scene = self.scene
         self._episode.opening = self._readable(text or "")
         try:
-            self.prompt_ids = scene.encoder.encode(
-                opened(scene.prompt, self._episode.opening), tools=scene.tools.schemas
+            self.prompt_ids = (
+                scene.encoder.encode(
+                    opened(scene.prompt, self._episode.opening), tools=scene.tools.schemas
+                )
+                if self._episode.opening
+                else tuple(scene.request.prompt_ids)
             )
         except UserError as error:
             self.fail(f"the text that the environment opened with cannot be rendered: {error.what}")

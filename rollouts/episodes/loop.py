@@ -15,7 +15,7 @@ from itertools import takewhile
 from typing import Any
 
 from rollouts.engines.protocol import Conversation, SampleRequest, SampleResult
-from rollouts.engines.turns import Waves
+from rollouts.engines.turns import SteppedConversation, Waves
 from rollouts.episodes.actor import Actor, Scene
 
 POLL_S = 0.005
@@ -24,6 +24,8 @@ IDLE_S = 0.5
 """Longest wait where only one side can answer."""
 GATHER_S = 1.0
 """Longest wait for tools before an engine that answers whole batches is asked the next one."""
+MOMENT_S = 0.05
+"""Longest wait for tools before an engine in this process samples the next token."""
 
 MOST_OPEN = 256
 """Most environments that are open at once; the other episodes begin as these end."""
@@ -66,6 +68,8 @@ class EpisodeLoop:
         self._waiting: list[tuple[int, Actor]] = []
         """Episodes that wait for their environments."""
         self._to_begin = deque((i, actor) for i, actors in self._actors.items() for actor in actors)
+        self._moment_s = MOMENT_S
+        """Time that tools are given before the next token; it shrinks while they take longer."""
 
     def run(self) -> Iterator[Delivery]:
         """Run until every episode has ended; yield each prompt's results once they are complete."""
@@ -105,9 +109,7 @@ class EpisodeLoop:
         results: list[SampleResult] = []
         if not is_sampling:
             wait(calls, timeout=IDLE_S, return_when=FIRST_COMPLETED)
-        elif (
-            calls and isinstance(innermost(self.conversation), Waves) and not self._gathered(calls)
-        ):
+        elif calls and self._gathers(calls):
             pass
         else:
             results = self.conversation.arrivals(POLL_S if calls else IDLE_S)
@@ -116,10 +118,17 @@ class EpisodeLoop:
         self.overlap.tools_s += seconds * bool(calls)
         return self._take(results)
 
-    def _gathered(self, calls: Sequence[Future[Any]]) -> bool:
-        """Give tools a moment, so that the next batch has their episodes; False if some have answered."""
-        done, _ = wait(calls, timeout=GATHER_S, return_when=ALL_COMPLETED)
-        return not done
+    def _gathers(self, calls: Sequence[Future[Any]]) -> bool:
+        """Give tools a moment, so that what is sampled next has their episodes; True if some answered."""
+        conversation = innermost(self.conversation)
+        if isinstance(conversation, Waves):
+            return bool(wait(calls, timeout=GATHER_S, return_when=ALL_COMPLETED).done)
+        if not isinstance(conversation, SteppedConversation):  # It samples meanwhile.
+            return False
+        done, late = wait(calls, timeout=self._moment_s, return_when=ALL_COMPLETED)
+        # Waiting pays where it gathers everyone: few large batches cost less than many small ones.
+        self._moment_s = self._moment_s / 2 if late else min(2 * self._moment_s, MOMENT_S)
+        return bool(done)
 
     def _take(self, results: Sequence[SampleResult]) -> Delivery:
         """Let episodes go on with the turns that were sampled."""

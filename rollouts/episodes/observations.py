@@ -94,8 +94,13 @@ class ObservationFormat:
         Raises:
             UnfitTemplate: the template raises on them, or changes what stood before.
         """
-        calling = [*turns, self._calling(str(answers[0].get("name")))]
-        before, has_end = self._until_end(turns, calling)
+        name = str(answers[0].get("name"))
+        calling = [*turns, self._calling(name)]
+        # What stands before an answer is the same for all of a tool's, and rendering takes a millisecond.
+        if tuple(turns) == (USER,):
+            before, has_end = _until_call(self, self._template, name)
+        else:
+            before, has_end = self.until_end(turns, calling)
         whole = self.render([*calling, *map(self._numbered, answers)], opened=True)
         if whole[: len(before)] != before:
             raise UnfitTemplate(
@@ -131,7 +136,11 @@ class ObservationFormat:
         """Return a turn that calls a tool and the tool's answer."""
         return self._calling(TOOL), self._numbered(tool_message(TOOL, content))
 
-    def _until_end(self, turns: Sequence[Message], calling: Sequence[Message]) -> tuple[Ids, bool]:
+    def call_until_end(self, name: str) -> tuple[Ids, bool]:
+        """Return the tokens up to the end of a first turn that calls a tool; see `until_end`."""
+        return self.until_end([USER], [USER, self._calling(name)])
+
+    def until_end(self, turns: Sequence[Message], calling: Sequence[Message]) -> tuple[Ids, bool]:
         """Return the tokens up to the end of the last turn, and whether a token ends it."""
         whole, base = self.render(calling, opened=False), self.render(turns, opened=False)
         common = zip(whole, base, strict=False)
@@ -165,6 +174,12 @@ def observation_format(
         UnfitTemplate: no episode can be rendered with it.
     """
     return _format(encoder, json.dumps(kwargs or {}, sort_keys=True))
+
+
+@lru_cache(maxsize=256)
+def _until_call(form: ObservationFormat, template: str, name: str) -> tuple[Ids, bool]:
+    """Return what a form makes of a first call of a tool while it has this template."""
+    return form.call_until_end(name)
 
 
 @lru_cache(maxsize=16)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Future
+from typing import cast
 
 import pytest
 
+from rewards.environments.children import Child, WorkerProcess
 from rewards.environments.environments import DeadEnvironment, WorkerEnvironments
 from rewards.environments.plan import EnvironmentLimits, EnvironmentsPlan
 from rewards.isolation.process import Plan, Worker
-from rollouts.episodes.environment import Observation, ToolCall
+from rewards.isolation.protocol import send_message
+from rollouts.episodes.environment import Observation, Outcome, ToolCall
 from rollouts.errors import RunError
 from rollouts.types import Prompt
 from tests.patience import patient
@@ -234,6 +239,55 @@ def test_functions_without_an_object_outlive_a_crash(monkeypatch: pytest.MonkeyP
         two, crashed, three = answer(environments.call("a", calls))
         assert (two.text, three.text, crashed.failed) == ("2", "3", True)
         assert environments.close("a").result().reward is None
+
+
+def test_functions_without_an_object_have_a_process_from_their_first_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with opened(monkeypatch, tools=(f"{WORLDS}:python",)) as environments:
+        for key in "ab":
+            assert environments.open(key, asks()).result() is None
+        assert environments.close("a").result() == Outcome()
+        assert not environments._workers
+        drawn = [call("python", code="__import__('random').random()")]
+        (first,) = answer(environments.call("b", drawn))
+        (second,) = answer(environments.call("b", drawn))
+        environments.close("b").result()
+        assert [worker.busy for worker in environments._workers] == [0]
+        environments.open("b", asks()).result()
+        assert answer(environments.call("b", drawn))[0].text == first.text != second.text
+
+
+def test_messages_of_a_child_may_arrive_in_any_pieces() -> None:
+    sent: list[dict[str, object]] = [{"index": 0, "text": "é" * 9}, {"turn": {}}, {"outcome": {}}]
+    near_end, far_end = socket.socketpair()
+    with near_end, far_end:
+        for message in sent:
+            send_message(far_end, message)
+        data = near_end.recv(2**16)
+
+    async def received(piece: int) -> list[dict[str, object]]:
+        near, far = socket.socketpair()
+        child = Child(cast(WorkerProcess, None), 1, near)
+
+        async def write() -> None:
+            for start in range(0, len(data), piece):
+                far.sendall(data[start : start + piece])
+                await asyncio.sleep(0)
+
+        with near, far:
+            writing = asyncio.create_task(write())
+            messages = [await child.receive(patient(5.0)) for _ in sent]
+            await writing
+            assert not child.has_ended
+            send_message(far, {"unasked": 1})
+            send_message(far, {"unasked": 2})
+            await child.receive(patient(5.0))
+            assert child.has_ended
+        return messages
+
+    for piece in (1, 7, len(data)):
+        assert asyncio.run(received(piece)) == sent
 
 
 def test_several_environments_and_workers_that_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:

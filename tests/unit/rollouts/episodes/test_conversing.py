@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -103,6 +104,51 @@ def test_groups_arrive_while_the_tool_of_another_is_waited_for() -> None:
     assert isinstance(pending.ticket, EpisodesTicket)
     overlap = pending.ticket.loop.overlap
     assert overlap.seconds >= overlap.tools_s > 0
+
+
+def of_this_process() -> tuple[ScriptedEngine, list[int]]:
+    """An engine that samples where it is asked, and the numbers of turns it sampled at once."""
+    inner = engine()
+    counted = ScriptedEngine(inner._script, eos_ids=encoder().eos_ids)
+    sizes: list[int] = []
+    step = counted.step
+
+    def counting_step() -> None:
+        sizes.append(len(counted._under_way))
+        step()
+
+    counted.step = counting_step  # type: ignore[method-assign]
+    return counted, sizes
+
+
+def test_an_engine_of_this_process_samples_for_all_whose_tools_are_quick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rollouts.episodes.loop.MOMENT_S", WAIT_S)
+
+    def tell(text: str) -> str:
+        time.sleep(0.01 * "abcdefgh".index(text))
+        return text
+
+    counted, sizes = of_this_process()
+    begun(counted, LocalEnvironments({"tell": tell}), "abcdefgh").groups()
+    assert sizes == [8, 8]
+
+
+def test_an_engine_of_this_process_goes_on_beside_a_slow_tool() -> None:
+    ended = threading.Event()
+
+    def tell(text: str) -> str:
+        assert text != "a" or ended.wait(WAIT_S)
+        return text
+
+    def outcome(key: str) -> None:
+        if "/c/" in key:
+            ended.set()
+
+    counted, sizes = of_this_process()
+    begun(counted, LocalEnvironments({"tell": tell}, reward=outcome), "abc").groups()
+    assert ended.is_set() and sizes[-1] == 1 and sum(sizes) == 6
 
 
 def test_begin_waits_for_nothing_and_settle_for_all() -> None:
