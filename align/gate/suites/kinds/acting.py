@@ -29,6 +29,13 @@ class SuiteActing:
     environments: PlannedEnvironments
     content: Mapping[str, Any]
     """Everything about them that decides an item's value."""
+    is_placed: bool = False
+    """True if they reserve room on nodes, which is counted for one suite at a time."""
+
+    def release(self) -> None:
+        """Give the room on nodes back after a measurement; the next one asks for it again."""
+        if self.is_placed:
+            self.environments.shutdown()
 
 
 def acting_of(
@@ -58,7 +65,11 @@ def acting_of(
     check_turns(plan, environments.described, settings.episode.turns)
     check_rewards(environments.described, metric)
     check_rows(plan, environments.described, prompts)
-    return SuiteActing(environments=environments, content=acting_content(settings))
+    return SuiteActing(
+        environments=environments,
+        content=acting_content(settings),
+        is_placed=plan.limits.bundle is not None,
+    )
 
 
 def placed_rewards(spec: RoundConfig, index: int) -> dict[str, RewardConfig]:

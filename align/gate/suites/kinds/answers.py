@@ -217,17 +217,21 @@ class AnswerSuite(PromptSuite):
 
         if self.sampling is None:
             raise ValueError(f"suite {self.name!r} has no sampling")
-        return collect(
-            engine,
-            self.prompts,
-            [samples] * len(self.prompts),
-            encoder,
-            self.sampling,
-            seed=seed,
-            policy=snapshot,
-            positions=self.positions,
-            environments=None if self.acting is None else self.acting.environments,
-        )
+        try:
+            return collect(
+                engine,
+                self.prompts,
+                [samples] * len(self.prompts),
+                encoder,
+                self.sampling,
+                seed=seed,
+                policy=snapshot,
+                positions=self.positions,
+                environments=None if self.acting is None else self.acting.environments,
+            )
+        finally:
+            if self.acting is not None:
+                self.acting.release()
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """Score the completions of some items by the metric."""

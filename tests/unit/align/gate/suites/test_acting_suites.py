@@ -60,3 +60,23 @@ def test_every_metric_of_an_episode_can_be_a_suites(metric: str, values: tuple[f
     # Only what was sampled is counted, and the whole episode can be read.
     assert results.tokens == 2 * len(ids(call("add", a=2, b=3) + END + "Done." + END))
     assert results.answers[0] == "turn 1\n  calls add(a=2, b=3)\n  add returned: 5\nturn 2\n  Done."
+
+
+@pytest.mark.parametrize("is_placed", [True, False])
+def test_a_suite_gives_its_room_on_nodes_back_after_each_measurement(is_placed: bool) -> None:
+    ended: list[int] = []
+
+    class Room(LocalEnvironments):
+        def shutdown(self) -> None:
+            ended.append(len(self.ended))
+
+    room: Any = Room({"add": lambda a, b: a + b}, reward=lambda key: 1.0)
+    reward = RewardConfig(name="environment")
+    suite = AnswerSuite(
+        name="sums", role="gate", margin=0.1, budget=0.2, prompts=PROMPTS, metric=(reward,),
+        rubric=build_rubric([reward.absolute]), sampling=Sampling(max_tokens=99, temperature=0.0),
+        acting=SuiteActing(environments=room, content={}, is_placed=is_placed),
+    )  # fmt: skip
+    for snapshot in ("f00", "f01"):
+        assert suite.measure(engine(), encoder(), snapshot, 0).values == (1.0, 1.0)
+    assert ended == ([2, 4] if is_placed else [])
