@@ -262,7 +262,7 @@ def report(measured: dict[str, dict[str, Any]], args: argparse.Namespace) -> Non
         rows.append([side, *figures])
     learnt = keel["success"] >= trl["success"] - SLACK
     show(
-        f"{args.steps} steps of GRPO on sums with a calculator, {PROMPTS} x {GROUP} episodes of at most "
+        f"{args.steps} steps of GRPO on sums with three tools, {PROMPTS} x {GROUP} episodes of at most "
         f"{TURNS} turns, 0.4M parameters, float32, {args.threads} threads a side",
         ["", "held-out questions right", "median s/step", "times Keel's", "cpu s/step"],
         rows,
