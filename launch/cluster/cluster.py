@@ -5,9 +5,9 @@
     with connect("10.0.0.5:6379") as cluster:    # somebody's cluster; a token is demanded
 
 A local cluster demands Ray's token from whoever talks to it, keeps its object store small, and
-hands its actors the variables that they need and none of the driver's others. Ray listens on every
-network interface, so the token is what protects it. Ray itself ends the processes of a local
-cluster when the thread that started them ends: that is why only the main thread may start one.
+hands its actors the variables that they need and none of the driver's others. Ray listens on loopback
+alone there. Ray itself ends the processes of a local cluster when the thread that started them ends: that
+is why only the main thread may start one.
 
 Not here: what runs on the cluster (`rollouts.pool.pool`, `align.learner`), whether it fits
 (`launch.cluster.preflight`), and submitting jobs (`launch.cluster.jobs.jobs`).
@@ -150,14 +150,35 @@ def _start(
     # Ray gives its workers the lowest priority; engines that starve hold the learner up. And it starts a
     # worker on every CPU before anybody asks for one.
     system_config = {"worker_niceness": 0, "prestart_worker_first_driver": False}
-    return start_patiently(
-        lambda limit_s, limits: _init(
-            {**options, "_system_config": system_config | dict(limits)}, limit_s
-        ),
-        first_s,
-        note=note,
-        logs=sessions_folder(os.environ),
-    )
+    with _on_loopback():
+        return start_patiently(
+            lambda limit_s, limits: _init(
+                {**options, "_system_config": system_config | dict(limits)}, limit_s
+            ),
+            first_s,
+            note=note,
+            logs=sessions_folder(os.environ),
+        )
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let Ray take loopback for this node's address, so that all its processes listen there alone.
+
+    It does so on systems on which it knows no clusters, and turns 127.0.0.1 into another address where it
+    is given.
+    """
+    from ray._private import ray_constants
+
+    variable, known = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    before = os.environ.get(variable)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    _apply({variable: "0"})
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = known
+        _apply({variable: before})
 
 
 def _init(options: Mapping[str, object], limit_s: float) -> Mapping[str, object]:
