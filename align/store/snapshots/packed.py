@@ -118,9 +118,20 @@ def unpack(packed: Path, reference: Path, to: Path) -> None:
     """Write the files of a packed snapshot into an empty folder; the caller compares their hashes.
 
     Raises:
-        SnapshotError: a block cannot be decompressed, or the reference lacks a file.
+        SnapshotError: a block cannot be decompressed, the reference lacks a file, or the delta names others
+            than the manifest does.
     """
     delta = Delta.read(packed)
+    content = (packed / MANIFEST).read_bytes()
+    listed = {entry.path for entry in Manifest.from_bytes(content, where=str(packed)).files}
+    # The delta has no hash of its own: a path of its own might lead out of the folder.
+    if {file.path for file in delta.files} != listed:
+        raise SnapshotError(
+            "the packed snapshot names other files than its manifest",
+            where=str(packed / DELTA),
+            cause="it was changed",
+            remedy="restore its folder from a backup",
+        )
     try:
         with (packed / BLOCKS).open("rb") as blocks:
             for file in delta.files:
@@ -139,7 +150,7 @@ def unpack(packed: Path, reference: Path, to: Path) -> None:
             cause="its blocks or its reference were changed",
             remedy="restore its folder from a backup; keel verify names what else has changed",
         ) from error
-    (to / MANIFEST).write_bytes((packed / MANIFEST).read_bytes())
+    (to / MANIFEST).write_bytes(content)
 
 
 def _pack_file(

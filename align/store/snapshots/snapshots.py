@@ -172,7 +172,7 @@ class SnapshotStore:
         return _manifest_in(snapshot_id, path)
 
     def clean(self, *, remote: bool = True) -> int:
-        """Remove what crashed publishers and collectors left; returns how many folders. Hold the claim
+        """Remove what crashed publishers and collectors left; returns how many folders. Hold the lease
         first.
 
         Args:
@@ -216,33 +216,66 @@ class SnapshotStore:
         """Store a snapshot as its difference from its parent, and remove its whole files; return False if
         it has no parent of its kind here, or would be the last of too long a chain. Hold the lease first.
 
-        What was packed is unpacked and compared before anything is removed.
+        What was packed, now or earlier, is unpacked and compared before anything is removed.
         """
         folder = self._folder(snapshot_id)
         if self._remote is not None or not folder.is_dir():
             return False
-        if not self.is_packed(snapshot_id):
-            snapshot = self.open(snapshot_id)
-            parent = snapshot.manifest.provenance.parent
-            if parent is None or not (self._folder(parent).is_dir() or self.is_packed(parent)):
-                return False
-            depth = 1 + self._depth(parent)
-            if depth >= WHOLE_EVERY or self.manifest(parent).provenance.kind != snapshot.kind:
-                return False
-            with self._staged() as staging:
-                reference = self._whole(parent, staging / "references")
-                packed = staging / "packed"
-                packed.mkdir()
-                pack(snapshot.manifest, folder, reference, parent, depth, packed)
-                again = staging / "again"
-                again.mkdir()
-                unpack(packed, reference, again)
-                _verify(snapshot_id, again)
-                self._packed.mkdir(exist_ok=True)
-                packed.rename(self._packed / snapshot_id)
-                sync(self._packed)
+        if not (self._unpacks(snapshot_id) or self._pack(snapshot_id)):
+            return False
         self._remove_folder(folder)
         return True
+
+    def _unpacks(self, snapshot_id: SnapshotId) -> bool:
+        """Tell if a snapshot is packed, and unpacks to the bytes that its id stands for."""
+        if not self.is_packed(snapshot_id):
+            return False
+        try:
+            with self._staged() as scratch:
+                _verify(snapshot_id, self._whole(snapshot_id, scratch, again=True))
+        except SnapshotError:
+            return False
+        return True
+
+    def _pack(self, snapshot_id: SnapshotId) -> bool:
+        """Write the packed form of a whole snapshot; return False if it cannot have one."""
+        origin = self.manifest(snapshot_id).provenance
+        parent = origin.parent
+        if parent is None or not (self._folder(parent).is_dir() or self.is_packed(parent)):
+            return False
+        depth = 1 + self._depth(parent)
+        if depth >= WHOLE_EVERY or self.manifest(parent).provenance.kind != origin.kind:
+            return False
+        snapshot = self.open(snapshot_id)
+        with self._staged() as staging:
+            reference = self._whole(parent, staging / "references")
+            packed = staging / "packed"
+            packed.mkdir()
+            pack(snapshot.manifest, snapshot.path, reference, parent, depth, packed)
+            again = staging / "again"
+            again.mkdir()
+            unpack(packed, reference, again)
+            _verify(snapshot_id, again)
+            self._packed.mkdir(exist_ok=True)
+            if (self._packed / snapshot_id).is_dir():
+                self._remove_folder(self._packed / snapshot_id)
+            packed.rename(self._packed / snapshot_id)
+            sync(self._packed)
+        return True
+
+    def copy(self, snapshot_id: SnapshotId, target: Path) -> None:
+        """Copy a snapshot's verified files and its manifest into a new folder; a packed one stays packed.
+
+        Raises:
+            SnapshotError: missing, collected, or not the bytes the id stands for.
+            FileNotFoundError: it was packed or removed meanwhile.
+        """
+        if self.is_packed(snapshot_id):
+            with self._staged() as scratch:
+                _copy_files(self._whole(snapshot_id, scratch), target)
+        else:
+            _copy_files(self.open(snapshot_id).path, target)
+        _verify(snapshot_id, target)
 
     def _collected(self, snapshot_id: SnapshotId) -> Collected | None:
         return None if self._collections is None else self._collections.find(snapshot_id)
@@ -428,6 +461,12 @@ def _files(folder: Path) -> Iterator[str]:
                     remedy="put the file itself in its place",
                 )
         yield from (Path(parent, name).relative_to(folder).as_posix() for name in files)
+
+
+def _copy_files(folder: Path, target: Path) -> None:
+    for name in _files(folder):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, target / name)
 
 
 def _folders(folder: Path) -> Iterator[Path]:

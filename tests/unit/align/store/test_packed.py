@@ -70,6 +70,41 @@ def test_what_is_whole_again_is_packed_again_at_once(tmp_path: Path) -> None:
     assert not child.path.exists() and not store.staged()
 
 
+def test_whole_files_stay_where_their_packed_form_has_rotted(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path)
+    base = published(store, None, {"w": weights(torch.float32)})
+    child = published(store, base, {"w": weights(torch.float32) + 1e-5})
+    assert store.pack(child.id)
+    content = (store.open(child.id).path / "model.safetensors").read_bytes()
+    blocks = tmp_path / "packed" / child.id / "blocks"
+    blocks.write_bytes(b"rotten" + blocks.read_bytes()[6:])
+    assert store.pack(child.id)  # Packed anew, from the whole files.
+    assert (SnapshotStore(tmp_path).open(child.id).path / "model.safetensors").read_bytes() == content
+
+
+def test_a_copy_of_a_packed_one_is_whole_and_leaves_it_packed(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path / "store")
+    base = published(store, None, {"w": weights(torch.float32)})
+    child = published(store, base, {"w": weights(torch.float32) + 1e-5})
+    assert store.pack(child.id)
+    for snapshot in (base, child):
+        store.copy(snapshot.id, tmp_path / "copy" / "snapshots" / snapshot.id)
+        assert SnapshotStore(tmp_path / "copy").open(snapshot.id).manifest == snapshot.manifest
+    assert not child.path.exists() and not store.staged()
+
+
+def test_a_delta_leads_nowhere_else(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path / "store")
+    base = published(store, None, {"w": weights(torch.float32)})
+    child = published(store, base, {"w": weights(torch.float32, 1)})
+    assert store.pack(child.id)
+    delta = tmp_path / "store" / "packed" / child.id / "delta.json"
+    delta.write_text(delta.read_text().replace("tokenizer.json", "../../../written.json"))
+    with pytest.raises(SnapshotError, match="names other files than its manifest"):
+        store.open(child.id)
+    assert not list(tmp_path.rglob("written.json"))
+
+
 def test_a_changed_block_is_named_and_nothing_installed(tmp_path: Path) -> None:
     store = SnapshotStore(tmp_path)
     base = published(store, None, {"w": weights(torch.float32)})
