@@ -189,18 +189,14 @@ def _lost_rounds(ledger: Ledger, before: dict[str, str]) -> Iterator[str]:
 
 
 def _unknown_snapshots(config: StoreSettings, ledger: Ledger) -> Iterator[str]:
-    known = {record.candidate for record in ledger.attempts()} | {
-        move.target for move in ledger.alias_moves()
-    }
+    known = {record.id for record in ledger.snapshots()}
     snapshots = SnapshotStore(config.folder)
-    for folder in sorted(StorePaths(config.folder).snapshots.glob("*")):
-        if folder.name in known:
-            continue
+    for snapshot in sorted(snapshots.sizes().keys() - known):
         with suppress(KeelError):
-            round = snapshots.manifest(folder.name).provenance.round
+            round = snapshots.manifest(snapshot).provenance.round
             yield (
-                f"snapshot {folder.name[:12]} of round {round or 'none'} is not in this ledger; it stays, "
-                "and a round that makes the same weights finds it"
+                f"snapshot {snapshot[:12]} of round {round or 'none'} is not in this ledger; it stays "
+                "until keel gc --apply, and a round that makes the same weights finds it"
             )
 
 
@@ -228,9 +224,10 @@ def _missing(config: StoreSettings, ledger: Ledger) -> Iterator[str]:
     if config.is_remote:
         return
     paths, snapshots = StorePaths(config.folder), SnapshotStore(config.folder)
+    collected = ledger.collected()
     for record in ledger.rounds():
         candidate = record.candidate
-        if record.state != "accepted" or candidate is None:
+        if record.state != "accepted" or candidate is None or candidate in collected:
             continue
         if not paths.snapshot(candidate).is_dir() and not snapshots.is_packed(candidate):
             yield (

@@ -161,11 +161,11 @@ def _copied(store: Store, ledger_file: Path, folder: Path) -> StoreBackup:
 def _copy_snapshots(store: Store, ledger: Ledger, folder: Path) -> Iterator[str]:
     for snapshot in _named(ledger):
         try:
-            source = store.snapshots.open(snapshot).path
+            store.snapshots.copy(snapshot, StorePaths(folder).snapshot(snapshot))
         except KeelError as error:
             yield f"snapshot {snapshot[:12]}: {error.what}"
-            continue
-        shutil.copytree(source, StorePaths(folder).snapshot(snapshot))
+        except FileNotFoundError:
+            yield f"snapshot {snapshot[:12]} was removed or packed meanwhile"
 
 
 def _copy_files(store: Store, ledger: Ledger, folder: Path) -> Iterator[str]:
@@ -187,10 +187,9 @@ def _copy_files(store: Store, ledger: Ledger, folder: Path) -> Iterator[str]:
 
 
 def _named(ledger: Ledger) -> list[SnapshotId]:
-    """List the snapshots that aliases and decided rounds name, oldest first."""
-    targets = [move.target for move in ledger.alias_moves()]
-    targets += [record.candidate for record in ledger.attempts() if record.candidate]
-    return list(dict.fromkeys(targets))
+    """List the snapshots on record that were not collected, oldest first."""
+    collected = ledger.collected()
+    return [record.id for record in ledger.snapshots() if record.id not in collected]
 
 
 def _opens(store: Store, snapshot: SnapshotId) -> bool:
