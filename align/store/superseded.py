@@ -73,13 +73,17 @@ def leftover_in(
         staying: snapshots that stay.
         recorded: files with a hash on record.
     """
-    handed_on = _handed_on(ledger, recorded)
+    kept_artifacts = handed_on(ledger, recorded)
     results = {record.path for record in ledger.evaluations()}
     attempts = {(r.index, r.attempt): r for r in ledger.attempts()}
     names = {record.index: record for record in attempts.values()}
     open_rounds = {r.name for r in names.values() if not r.closed}
-    accepted = [r for r in attempts.values() if r.state == "accepted" and r.candidate in staying]
-    owners = {(r.candidate or "")[:DIGITS] for r in accepted}
+    accepted = {
+        place: (r.candidate or "")[:DIGITS]
+        for place, r in attempts.items()
+        if r.state == "accepted" and r.candidate in staying
+    }
+    owners = set(accepted.values())
     owners |= {s.id[:DIGITS] for s in ledger.snapshots() if s.round in open_rounds}
 
     def why(path: str) -> str | None:
@@ -87,26 +91,35 @@ def leftover_in(
             return "no evaluation on record names it"
         if (match := REPLAYED.fullmatch(path)) and match[1] not in owners:
             return "its snapshot is not accepted, or goes too"
-        if (match := BULK.fullmatch(path)) and path not in handed_on:
-            record = attempts.get((int(match[1]), int(match[3])))
+        if (match := BULK.fullmatch(path)) and path not in kept_artifacts:
+            place = int(match[1]), int(match[3])
+            record = attempts.get(place)
             if record is None or record.name != match[2]:
                 return "the ledger has no such attempt"
-            if names[record.index].closed and record not in accepted:
+            if names[record.index].closed and place not in accepted:
                 return "its attempt was not accepted, or its snapshot goes too"
         return None
 
     return why
 
 
-def _handed_on(ledger: Ledger, recorded: Collection[str]) -> frozenset[str]:
-    """Return the artifacts that a round to come goes on from: of each method the newest on the line."""
+def handed_on(ledger: Ledger, recorded: Collection[str]) -> frozenset[str]:
+    """Return the artifacts that a round to come goes on from: of each method the newest on the line.
+
+    Args:
+        recorded: files with a hash on record.
+    """
+    by_attempt: dict[tuple[int, int], list[str]] = {}
+    for path in recorded:
+        if match := ARTIFACTS.fullmatch(path):
+            by_attempt.setdefault((int(match[1]), int(match[2])), []).append(path)
     accepted = {r.candidate: r for r in ledger.attempts() if r.state == "accepted"}
     newest: dict[str, str] = {}
     snapshot = ledger.alias(PRODUCTION)
     while (record := accepted.pop(snapshot, None)) is not None:
         attempt = StorePaths(Path()).attempt(record.index, record.name, record.attempt)
         folder = f"{attempt.artifacts.as_posix()}/"
-        for path in recorded:
+        for path in by_attempt.get((record.index, record.attempt), ()):
             if path.startswith(folder):
                 newest.setdefault(path.removeprefix(folder), path)
         snapshot = record.parent

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import rmtree
 from typing import Literal
 
 from align.config.store import KeepConfig
@@ -22,6 +21,8 @@ from align.upkeep.needed import needed_snapshots
 from rollouts.types import SnapshotId
 
 GarbageKind = Literal["snapshot", "file", "folder"]
+UNRECORDED = "no round recorded it"
+"""Reason for which a snapshot goes that the ledger does not know."""
 BY_HAND = KeepConfig(accepted="all", rejected=0)
 """Policy of a collection by hand in a campaign that states none: accepted snapshots stay."""
 
@@ -89,25 +90,29 @@ def collect(evidence: Evidence, keep: KeepConfig, *, alone: bool) -> Collection:
     """Remove what nothing needs; the caller's process holds the store's lease.
 
     Args:
-        alone: true if no round is under way in this process either.
+        alone: true if no round is under way in this process either, and a person asked for it. Else
+            snapshots that the ledger does not know stay: an older ledger may have been restored.
     """
     store = evidence.store
     collection = plan_collection(evidence, keep, alone=alone)
+    if not alone:
+        known = tuple(e for e in collection.garbage if e.reason != UNRECORDED)
+        collection = replace(collection, garbage=known)
     snapshots = [entry for entry in collection.garbage if entry.kind == "snapshot"]
-    known = {record.id for record in store.ledger.snapshots()} - store.ledger.collected()
-    store.ledger.collect((e.name, e.bytes, e.reason) for e in snapshots if e.name in known)
+    present = {record.id for record in store.ledger.snapshots()} - store.ledger.collected()
+    store.ledger.collect((e.name, e.bytes, e.reason) for e in snapshots if e.name in present)
     store.snapshots.remove([entry.name for entry in snapshots])
     store.withdraw(entry.name for entry in collection.garbage if entry.kind == "file")
-    for entry in collection.garbage:
-        if entry.kind == "folder":
-            rmtree(store.folder / entry.name, ignore_errors=True)
+    if alone:
+        store.remove_unfinished()
+        store.snapshots.clean(remote=False)
     return collection
 
 
 def tidy(evidence: Evidence, note: Callable[[str], None]) -> None:
     """Collect what the campaign does not keep once a round is over; by default it keeps all."""
     keep = evidence.config.keep
-    if keep != KeepConfig():
+    if (keep.accepted, keep.rejected) != ("all", "all"):
         collection = collect(evidence, keep, alone=False)
         if collection.garbage:
             note(f"collected {collection.sentence}")
@@ -127,10 +132,11 @@ def pack_kept(evidence: Evidence) -> int:
     open_rounds = {r.name for r in ledger.rounds() if not r.closed}
     records = ledger.snapshots()
     unjudged = {record.id for record in records if record.round in open_rounds}
+    staying = {evidence.base, *live, *unjudged, *ledger.collected()}
     before = sum(store.sizes().values())
     # Parents come first, so that each is packed against one that is there.
     for record in records:
-        if record.id not in {evidence.base, *live, *unjudged, *ledger.collected()}:
+        if record.id not in staying:
             store.pack(record.id)
     return before - sum(store.sizes().values())
 
@@ -149,7 +155,7 @@ def _snapshots(
         if (gone := ledger.collections.find(snapshot)) is not None:
             return gone.reason
         if snapshot not in rounds:
-            return "no round recorded it"
+            return UNRECORDED
         if snapshot in accepted:
             return "accepted, and nothing looks back on it"
         state = states.get(snapshot)

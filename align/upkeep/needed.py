@@ -42,10 +42,12 @@ def needed_snapshots(evidence: Evidence, keep: KeepConfig) -> dict[SnapshotId, s
         for snapshot, reason in reasons:
             if snapshot is not None:
                 needs.setdefault(snapshot, reason)
+    reference_of = evidence.store.snapshots.reference
     for snapshot in list(needs):
-        while (reference := evidence.store.snapshots.reference(snapshot)) is not None:
-            needs.setdefault(reference, f"snapshot {snapshot[:16]} is stored as its difference")
-            snapshot = reference
+        reference = reference_of(snapshot)
+        while reference is not None and reference not in needs:
+            needs[reference] = f"snapshot {snapshot[:16]} is stored as its difference"
+            snapshot, reference = reference, reference_of(reference)
     return needs
 
 

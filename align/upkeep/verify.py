@@ -1,7 +1,7 @@
 """Verification of a store: every hash that it has on record, computed again from the bytes.
 
 Snapshots, results of items, replayed prompts and examples, artifacts, histories, the index of documents in
-its snapshot, and the ledger's own database are compared. Nothing is repaired and nothing written.
+its snapshot, and the ledger's own database are compared. Nothing is repaired; what the cache of a store with a URL lacks is fetched.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from align.gate.verdict import Verdict
 from align.store.database.integrity import integrity_faults
 from align.store.paths import NAMED_ELSEWHERE, StorePaths, remedy_of
 from align.store.stored_files import fault_of
+from align.store.superseded import handed_on
 from align.upkeep.collect import Garbage, plan_collection
 
 FROM_BACKUP = "restore it from a backup"
@@ -118,7 +119,8 @@ def _verify_snapshots(
 def _verify_files(evidence: Evidence, result: Verification, tell: Callable[[str], None]) -> None:
     hashes, folder = evidence.files.hashes(), evidence.folder
     results = {record.path: record for record in evidence.ledger.evaluations()}
-    needed = results.keys() | _replayed(evidence)
+    artifacts, collected = handed_on(evidence.ledger, hashes), evidence.ledger.collected()
+    needed = results.keys() | _replayed(evidence) | artifacts
     sizes = evidence.store.sizes()
     for path, row in hashes.items():
         if path not in sizes and NAMED_ELSEWHERE.match(path) and path not in needed:
@@ -128,7 +130,9 @@ def _verify_files(evidence: Evidence, result: Verification, tell: Callable[[str]
         result.bytes += row.bytes
         fault = fault_of(folder / path, row.sha256)
         if fault and not evidence.store.restored(path, row.sha256):
-            remedy = AGAIN if path in results else remedy_of(path)
+            remedy = FROM_BACKUP if path in artifacts else remedy_of(path)
+            if (record := results.get(path)) is not None:
+                remedy = FROM_BACKUP if record.snapshot in collected else AGAIN
             result.faults.append(Fault(path=path, fault=fault, remedy=remedy))
     for path in results.keys() - hashes.keys():
         result.unhashed += 1

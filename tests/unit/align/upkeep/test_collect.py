@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from align.config.store import KeepConfig
 from align.errors import SnapshotError
 from align.store.ledger.lineage import move_production
-from align.store.snapshots.snapshots import SnapshotStore
+from align.store.snapshots.snapshots import Provenance, SnapshotStore
 from align.upkeep.collect import BY_HAND, collect, plan_collection, tidy
 from align.upkeep.needed import needed_snapshots
 from align.upkeep.verify import verify
@@ -224,6 +224,38 @@ def test_a_runner_is_not_disturbed(tmp_path: Path) -> None:
         code, _, error = keel("gc", str(path), "--apply")
         assert code == 2 and "keel run is already running on this store" in error
         assert keel("gc", str(path))[0] == 0
+
+
+def test_what_a_restored_ledger_does_not_know_goes_by_hand_alone(tmp_path: Path) -> None:
+    life = Life(tmp_path, keep={"accepted": 1, "rejected": 0})
+    life.round(gain=20)
+
+    def write(folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+
+    origin = Provenance(kind="model", parent=life.evidence.base, round="lost")
+    unknown = life.store.snapshots.publish(write, origin).id
+    life.round(gain=0)
+    tidy(life.evidence, silent)
+    assert len(life.ledger.collected()) == 1 and life.store.snapshots.open(unknown)
+    planned = plan_collection(life.evidence, BY_HAND, alone=False).garbage
+    assert [(e.name, e.reason) for e in planned if e.kind == "snapshot"] == [
+        (unknown, "no round recorded it")
+    ]
+    collect(life.evidence, BY_HAND, alone=True)
+    assert unknown not in life.store.snapshots.sizes()
+
+
+def test_packing_alone_removes_nothing(tmp_path: Path) -> None:
+    life = Life(tmp_path, keep={"snapshots": "delta"})
+    life.round(gain=20)
+    life.round(gain=0, repairs=1)
+    left = life.config.folder / "rounds/01-nightly-1/attempt-1/output/log.txt"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_text("of a person's own program")
+    tidy(life.evidence, silent)
+    assert left.is_file() and not life.ledger.collected()
+    assert len(life.store.snapshots.sizes()) == len(life.ledger.snapshots())
 
 
 def test_a_snapshot_that_is_published_again_is_there_again(tmp_path: Path) -> None:

@@ -16,6 +16,15 @@ from tests.unit.decided import keel
 from tests.unit.life import Life
 
 
+def artifact(life: Life) -> Path:
+    record = life.ledger.rounds()[0]
+    path = life.store.paths.attempt(record.index, record.name, record.attempt).artifact("ewc")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"a Fisher diagonal")
+    life.store.files.record([path])
+    return path
+
+
 @pytest.fixture
 def life(tmp_path: Path) -> Life:
     """A store with two rounds, of which one was rejected."""
@@ -58,7 +67,7 @@ def test_a_whole_store_is_whole(life: Life) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, Path.unlink])
-@pytest.mark.parametrize("of", [result_file, weights, replay])
+@pytest.mark.parametrize("of", [result_file, weights, replay, artifact])
 def test_damage_is_named(
     life: Life, of: Callable[[Life], Path], damage: Callable[[Path], None]
 ) -> None:
