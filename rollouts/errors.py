@@ -52,12 +52,14 @@ class KeelError(Exception):
         return (rebuild, (self.what,))
 
     def __str__(self) -> str:
+        from rollouts.machine.variables import masked
+
         lines = [self.what if self.where is None else f"{self.where}: {self.what}"]
         if self.cause is not None:
             lines.append(f"  likely cause: {self.cause}")
         if self.remedy is not None:
             lines.append(f"  what to do:   {self.remedy}")
-        return "\n".join(lines)
+        return masked("\n".join(lines), os.environ)  # A place or a remedy may be a URL.
 
 
 class UserError(KeelError):

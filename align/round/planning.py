@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,7 @@ from align.round.session import Session, seed_of
 from align.round.times.clock import phase
 from rewards.rubric import Rubric, build_rubric
 from rollouts.machine.stopping import signal_of
+from rollouts.machine.variables import masked
 from rollouts.prompts import PromptStream
 from rollouts.types import Prompt, SnapshotId
 
@@ -71,7 +73,7 @@ def failure_of(error: BaseException) -> str:
     """Return the reason for which an attempt at a round failed, for the ledger."""
     if name := signal_of(error):
         return f"the run was stopped by {name}; the next one goes on with it"
-    return str(error) or repr(error)
+    return masked(str(error) or repr(error), os.environ)
 
 
 @phase("start-up")

@@ -6,6 +6,7 @@ passed on is listed instead, and what a listed variable holds is looked at too.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 
@@ -28,13 +29,14 @@ SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 NOT_SECRET = ("RAY_AUTH_TOKEN", "TOKENIZERS_")
 """Prefixes that contain a secret word and that actors need."""
 LEAST_SECRET = 8
-"""Least length of a value that is masked: shorter ones stand everywhere."""
+"""Least length of a value that is looked for: shorter ones stand everywhere."""
 MASK = "***"
 
 PASSWORD = re.compile(
-    r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/:@'\"]*:)(?!\*{3}@)[^\s/@'\"]+(?=@)", re.I
+    r"(?P<before>[a-z][a-z0-9+.-]{0,30}://[^\s/:@'\"]*:)(?!\*{3}@)[^\s/@'\"]+(?=@)", re.I
 )
-"""Password of a URL, behind what stands before it."""
+"""Password of a URL, behind what stands before it. A scheme has few letters, so that a long word without a
+colon is not read again from each of its letters."""
 TOKEN = re.compile(
     r"""(?<![A-Za-z0-9_-])(?:
       hf_[A-Za-z0-9]{20,}                              # Hugging Face
@@ -49,7 +51,10 @@ TOKEN = re.compile(
     re.X,
 )
 """Shapes of tokens that well-known services hand out."""
-PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*-----)?")
+PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S
+)
+"""Key in PEM, whose headers may have hyphens of their own; one that was cut short goes on to the end."""
 KEYED_URL = re.compile(r"https?://[0-9a-f]{32}@[\w.-]+", re.I)
 """Address of an error tracker, whose user is its key."""
 
@@ -107,7 +112,7 @@ def masked(text: str, environ: Mapping[str, str]) -> str:
     >>> masked("no server at postgresql://keel:hunter2@db/keel", {})
     'no server at postgresql://keel:***@db/keel'
     """
-    for value in sorted(secrets_in(environ), key=len, reverse=True):
+    for value in sorted(secret_values(environ), key=len, reverse=True):
         text = text.replace(value, MASK)
     text = PASSWORD.sub(rf"\g<before>{MASK}", text)
     for shape in (TOKEN, PRIVATE_KEY, KEYED_URL):
@@ -115,12 +120,16 @@ def masked(text: str, environ: Mapping[str, str]) -> str:
     return text
 
 
-def secrets_in(environ: Mapping[str, str]) -> set[str]:
-    """Return the values of variables whose names say that they are secret."""
+def secret_values(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of variables whose names say that they are secret, with these names.
+
+    The path of a file is no secret.
+    """
     return {
-        value
+        value: name
         for name, value in environ.items()
-        if (is_secret(name) or name == "RAY_AUTH_TOKEN")
+        if (is_secret(name) or name in NOT_SECRET)
         and len(value) >= LEAST_SECRET
-        and not value.startswith(("/", "~"))
+        # Not Path.exists: it raises for what cannot be a path, and the message repeats the value.
+        and not os.path.exists(os.path.expanduser(value))
     }

@@ -16,10 +16,8 @@ from typing import Any
 import yaml
 
 from rollouts.errors import UserError
-from rollouts.machine.variables import NOT_SECRET, is_secret
+from rollouts.machine.variables import secret_values
 
-LEAST_SECRET = 8
-"""Least length of the values that are looked for: shorter ones are found everywhere."""
 MOST_PARSED = 1 << 20
 """Bytes of a YAML file that is parsed; the bytes of every file are searched."""
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -34,7 +32,7 @@ def check_no_secrets(command: str, files: Iterable[Path], environ: Mapping[str, 
         command: as a shell reads it.
         files: and folders with all that is below them.
     """
-    secrets = secrets_of(environ)
+    secrets = secret_values(environ)
     spoken = [command]
     for word in shlex.split(command):
         # Without its quotes, and what it says in YAML.
@@ -51,19 +49,6 @@ def check_no_secrets(command: str, files: Iterable[Path], environ: Mapping[str, 
                 )
             if file.is_file():
                 _refuse(_in_file(file, secrets), str(file))
-
-
-def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the values to look for, with the names of their variables; the path of a file is no
-    secret."""
-    return {
-        value: name
-        for name, value in environ.items()
-        if (is_secret(name) or name in NOT_SECRET)
-        and len(value) >= LEAST_SECRET
-        # Not Path.exists: it raises for what cannot be a path, and the message repeats the value.
-        and not os.path.exists(value)
-    }
 
 
 def spellings(secret: str) -> set[str]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from align.config.file import parse_campaign
 from align.report.printable import printable
+from align.round.planning import failure_of
 from launch.masked_logs import mask_logs
 from launch.serving.command import environment
 from rollouts.errors import RunError, UserError
@@ -81,6 +82,7 @@ def test_shapes_of_secrets_are_masked_whatever_their_names(name: str) -> None:
         "task-sk-learn",
         "sha256:" + "0a" * 32,
         "postgresql://me@db/x",
+        "a" * 300_000,
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
@@ -96,9 +98,29 @@ def test_values_of_secret_variables_are_masked_in_errors_and_logs(
     assert "not-of-any-shape" not in str(error)
     assert "hunter2pass" not in str(error)
     assert error.args == ("the server said: *** is wrong",)
+    placed = RunError("no answer", where=SECRETS["DATABASE_URL"], remedy=SECRETS["HTTPS_PROXY"])
+    assert "hunter2pass" not in str(placed) and "secretpw" not in str(placed)
     mask_logs()
     logging.getLogger("httpx").warning("Bearer %s\x1b[2J", "not-of-any-shape")
     assert caplog.messages == ["Bearer ***\\x1b[2J"]
+
+
+def test_a_secret_that_looks_like_a_path_is_masked_and_a_path_is_not(tmp_path: Path) -> None:
+    environ = {"AWS_SECRET_ACCESS_KEY": "/x8sQ+begins/like/a/path", "SSL_KEY": str(tmp_path)}
+    text = f"{environ['AWS_SECRET_ACCESS_KEY']} of {tmp_path}"
+    assert masked(text, environ) == f"*** of {tmp_path}"
+
+
+@pytest.mark.parametrize("end", ["-----END RSA PRIVATE KEY-----", ""])
+def test_a_private_key_is_masked_with_its_headers(end: str) -> None:
+    key = "-----BEGIN RSA PRIVATE KEY-----\nDEK-Info: AES-128-CBC,0A\n\nMIIEpAIBAAKC\n" + end
+    assert masked(f"it holds {key}", {}) == "it holds ***"
+
+
+def test_what_the_ledger_keeps_of_a_failure_is_masked() -> None:
+    assert failure_of(ValueError(f"no server at {SECRETS['DATABASE_URL']}")) == (
+        "no server at postgresql://keel:***@db.example/keel"
+    )
 
 
 def test_a_campaign_that_holds_a_secret_is_refused(tmp_path: Path) -> None:
