@@ -111,7 +111,7 @@ def stored_content(database: Database) -> dict[str, Any]:
 
 
 def drop_round(ledger: Ledger, name: str, *, who: str, reason: str) -> Drop:
-    """Give up a round that has no verdict; its ledger index stays unused. The caller holds the claim.
+    """Give up a round that has no verdict; its ledger index stays unused. The caller holds the lease.
 
     An attempt whose process is gone counts as failed. Attempts stay on record.
 

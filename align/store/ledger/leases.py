@@ -13,6 +13,7 @@ writing is the attempt number of its round.
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 import uuid
@@ -41,6 +42,12 @@ CLOCK_TICK_S = 1.0
 """Largest difference between two readings of one process's start time by an old version."""
 
 Note = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
+
+def logged(text: str) -> None:
+    """Tell a person by a log line, which commands without another way show."""
+    logger.warning(text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +104,7 @@ class Claimant:
     stopwatch: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     look: Callable[[Holder], ProcessState] = Holder.state
-    note: Note = lambda _: None
+    note: Note = logged
 
 
 class Lease:

@@ -38,7 +38,7 @@ from align.store.ledger.collected import (
     note_returned,
 )
 from align.store.ledger.digests import digest_earlier, write_digest
-from align.store.ledger.leases import EXPIRY_S, Claimant, Lease, leased
+from align.store.ledger.leases import EXPIRY_S, Claimant, Lease, Note, leased, logged
 from align.store.ledger.records import (
     AliasMove,
     EvaluationRecord,
@@ -471,7 +471,7 @@ class Ledger:
         owner: str = "keel run",
         *,
         expiry_s: float = EXPIRY_S,
-        note: Callable[[str], None] = lambda _: None,
+        note: Note = logged,
     ) -> AbstractContextManager[Lease]:
         """Hold the store as its only runner for a block; StoreBusy while another one lives.
 

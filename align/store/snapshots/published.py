@@ -68,7 +68,7 @@ def manifest_of(remote: Remote, snapshot_id: SnapshotId) -> Manifest:
 
 def clear(remote: Remote, collected: Collection[SnapshotId] = ()) -> int:
     """Remove what publications that were cut short left, and collected snapshots that are still there;
-    returns of how many. Hold the claim first."""
+    returns of how many. Hold the lease first."""
     files = list(remote.versions(FOLDER))
     present = {path.split("/")[1] for path in files}
     complete = {path.split("/")[1] for path in files if path.split("/")[2:] == [MANIFEST]}

@@ -148,11 +148,14 @@ def test_a_runner_elsewhere_is_not_replaced_while_it_renews_in_a_long_step(tmp_p
     assert line.endswith("taking over if it stays silent for 1 s")
 
 
-def test_a_silent_runner_elsewhere_is_replaced_and_told(tmp_path: Path) -> None:
+def test_a_silent_runner_elsewhere_is_replaced_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ledger = started(tmp_path)
     silent = take_lease(ledger.database, Claimant(expiry_s=0.2))
     foreign(tmp_path, place="another-boot pid:[1]")
-    with ledger.lease() as lease:
+    with ledger.lease("keel gc") as lease:  # A command that tells nobody else.
+        assert "keel run holds this store" in caplog.text
         assert lease.predecessor == "unknown"
         with pytest.raises(StaleAttempt):
             silent.beat()
