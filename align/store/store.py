@@ -208,9 +208,8 @@ def open_ledger(config: StoreSettings) -> Ledger:
         LedgerLost: it is missing, empty or damaged, and the store has snapshots.
     """
     check_not_lost(config)
-    if StorePaths(
-        config.folder
-    ).snapshots.is_dir():  # Made here, so that it is no folder of others.
+    # Where there are snapshots it is a store's folder, and nobody else's.
+    if StorePaths(config.folder).snapshots.is_dir():
         close_to_others(config.folder)
     try:
         ledger = Ledger(config.ledger_url)

@@ -47,7 +47,7 @@ def ended_by_sigterm() -> Iterator[Callable[[], None]]:
 def signal_of(error: BaseException) -> str | None:
     """Return the name of the signal by which a run is ending; None if it ends by something else."""
     match error:
-        case SystemExit(code=int(code)) if 128 < code < 128 + signal.NSIG:
+        case SystemExit(code=int(code)) if code - 128 in set(signal.Signals):
             return signal.Signals(code - 128).name
         case KeyboardInterrupt() if not str(error):
             return _received[0].name if _received else signal.SIGINT.name

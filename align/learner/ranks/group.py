@@ -428,7 +428,8 @@ class LearnerGroup:
         alike = len(failures) == len(calls) and all(map(_error_for_people, failures.values()))
         if not alike:
             self.close()
-        raise _failure(failures, silent or dict.fromkeys(waiting.values(), ""), deadline_s, what)
+        signs = {rank: silent.get(rank, "") for rank in waiting.values()}
+        raise _failure(failures, signs, deadline_s, what)
 
     def _signs(self, ranks: Iterable[int]) -> dict[int, str]:
         """Ask ranks what they do; a rank that cannot say it has an empty text."""

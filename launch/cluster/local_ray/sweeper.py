@@ -24,6 +24,8 @@ GRACE_S = 3.0
 """Seconds that Ray's processes have to end by themselves."""
 LOOK_S = 0.1
 """Seconds between two looks at what is left."""
+GIVE_UP_S = 120.0
+"""Seconds after which a process that not even SIGKILL ends, as one that waits for a disk, is left alone."""
 SWEEP_S = 15.0
 """Seconds that a driver waits for its sweeper at the end."""
 
@@ -84,9 +86,9 @@ def main() -> None:
     # A forked copy of the driver may hold the pipe open.
     while os.getppid() == starter and not poll.poll(1000):
         pass
-    until = time.monotonic() + GRACE_S
-    while pids := marked(sys.argv[1]):
-        if time.monotonic() >= until:
+    began = time.monotonic()
+    while (pids := marked(sys.argv[1])) and time.monotonic() - began < GIVE_UP_S:
+        if time.monotonic() - began >= GRACE_S:
             for pid in pids:
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)

@@ -54,7 +54,8 @@ class TravellingCode:
     def write(self) -> tuple[Path, Path]:
         """Write the files into a new folder; return it, and the current folder of names below it."""
         root = Path(mkdtemp(prefix="keel-code-"))
-        root.chmod(0o755)  # a sandbox under root is another user
+        if os.geteuid() == 0:  # A sandbox under root is another user.
+            root.chmod(0o755)
         for name, content in self.contents.items():
             file = root / name
             file.parent.mkdir(parents=True, exist_ok=True)
