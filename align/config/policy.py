@@ -332,8 +332,8 @@ class WaitsConfig(Settings):
     """
 
     silence_s: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds of a wait after which the run says what it waits for, and again, at the latest each time it has
-    waited twice as long."""
+    """Seconds of a wait after which the run says what it waits for, and again, at the latest each time it
+    has waited twice as long."""
     ranks_start_s: Annotated[float, Field(gt=0)] = 300.0
     """Seconds that learner ranks may take to start."""
     ranks_s: Annotated[float, Field(gt=0)] = 1800.0

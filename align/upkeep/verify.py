@@ -1,7 +1,8 @@
 """Verification of a store: every hash that it has on record, computed again from the bytes.
 
 Snapshots, results of items, replayed prompts and examples, artifacts, histories, the index of documents in
-its snapshot, and the ledger's own database are compared. Nothing is repaired; what the cache of a store with a URL lacks is fetched.
+its snapshot, and the ledger's own database are compared. Nothing is repaired; what the cache of a store
+with a URL lacks is fetched.
 """
 
 from __future__ import annotations

@@ -3,16 +3,18 @@
 transformers renders templates in Jinja's immutable sandbox: they reach no attribute of Python's own and
 change nothing. The sandbox bounds neither time nor memory, and a model's folder is somebody else's text. So
 a template renders a small chat first under a deadline and a limit of memory, with nothing of this process.
+One that is slow for other chats alone is not found that way.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from functools import lru_cache
 
-from rollouts.errors import UserError
+from rollouts.errors import RunError, UserError
 
 DEADLINE_S = 20.0
 """Seconds for a process to start and to render three turns, which takes milliseconds."""
@@ -25,6 +27,7 @@ LONGEST = 1 << 20
 PROGRAM = """
 import json, resource, sys
 given = json.load(sys.stdin)
+sys.path[:] = given["path"]
 resource.setrlimit(resource.RLIMIT_AS, (given["memory"], given["memory"]))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -52,6 +55,7 @@ def check_bounded(template: str, where: str, deadline_s: float = DEADLINE_S) -> 
 
     Raises:
         UserError: it was ended.
+        RunError: it could not be tried.
     """
     task = {
         "template": template,
@@ -59,6 +63,8 @@ def check_bounded(template: str, where: str, deadline_s: float = DEADLINE_S) -> 
         "memory": MEMORY_BYTES,
         "exhausted": EXHAUSTED,
         "longest": LONGEST,
+        # Packages may come by PYTHONPATH, which the process does not look at.
+        "path": [os.path.abspath(folder) for folder in sys.path],
     }
     try:
         done = subprocess.run(
@@ -72,8 +78,17 @@ def check_bounded(template: str, where: str, deadline_s: float = DEADLINE_S) -> 
         )
     except subprocess.TimeoutExpired:
         raise _refused(where, f"does not end within {deadline_s:g} s") from None
-    if done.returncode != 0:
+    if (
+        done.returncode == EXHAUSTED or done.returncode < 0
+    ):  # Or the system ended it for its memory.
         raise _refused(where, "asks for more memory, or writes a longer text, than a chat needs")
+    if done.returncode != 0:
+        raise RunError(
+            "the chat template could not be tried",
+            where=where,
+            cause="jinja2 cannot be imported in a process of its own",
+            remedy="install jinja2 where transformers is installed",
+        )
 
 
 def _refused(where: str, what: str) -> UserError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from jinja2.exceptions import SecurityError, UndefinedError
 from align.config.policy import PolicyConfig
 from align.data.base_model import load_encoder
 from rollouts.chat.bounded import TURNS, check_bounded
-from rollouts.errors import UserError
+from rollouts.errors import RunError, UserError
 from tests.patience import patient
 from tests.unit.chats import build
 
@@ -70,6 +72,16 @@ def test_transformers_renders_in_a_sandbox_that_reaches_nothing(name: str) -> No
     except (SecurityError, UndefinedError):
         return
     assert "class" not in text and "frame" not in text and text.strip() in ("", "None")
+
+
+def test_packages_that_come_by_a_path_are_found_and_missing_ones_are_no_fault_of_the_template(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, "relative"])
+    check_bounded(CHATML + "{# a path #}", "model", patient(20.0))
+    monkeypatch.setattr(sys, "path", [str(Path(json.__file__).parents[1])])  # Python's own alone.
+    with pytest.raises(RunError, match="could not be tried"):
+        check_bounded(CHATML + "{# none #}", "model", patient(20.0))
 
 
 def test_a_models_folder_with_one_is_refused_when_it_is_loaded(tmp_path: Path) -> None:

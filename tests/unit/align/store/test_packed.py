@@ -79,7 +79,9 @@ def test_whole_files_stay_where_their_packed_form_has_rotted(tmp_path: Path) -> 
     blocks = tmp_path / "packed" / child.id / "blocks"
     blocks.write_bytes(b"rotten" + blocks.read_bytes()[6:])
     assert store.pack(child.id)  # Packed anew, from the whole files.
-    assert (SnapshotStore(tmp_path).open(child.id).path / "model.safetensors").read_bytes() == content
+    assert (
+        SnapshotStore(tmp_path).open(child.id).path / "model.safetensors"
+    ).read_bytes() == content
 
 
 def test_a_copy_of_a_packed_one_is_whole_and_leaves_it_packed(tmp_path: Path) -> None:
