@@ -46,6 +46,7 @@ SURVEYED = 5_000
 """Rows of the record of hashes up to which a run checks every file before it begins."""
 NEWEST, IN_TURN = 20, 500
 """Newest rounds whose files are checked of a larger record, and rows that are checked in turn."""
+GOLDEN = (5**0.5 - 1) / 2
 RESULTS = 100
 """Newest results of each snapshot that are checked then."""
 
@@ -172,13 +173,21 @@ def _surveyed(evidence: Evidence) -> tuple[Mapping[str, FileHash], set[str]]:
         for record in ledger.newest_evaluations(snapshot, RESULTS)
     }
     recent |= {store.paths.relative(path_of(s)) for s in accepted[-NEWEST:] for path_of in kinds}
-    # Another part for every attempt, so that all come up.
-    first = len(ledger.attempts()) * IN_TURN % num_rows
+    first = turn_of(len(ledger.attempts()), num_rows)
     turn = store.files.hashes_between(first + 1, first + IN_TURN)
     owners = {snapshot[:DIGITS] for snapshot in accepted}
     replayed = {path for path in turn if (m := OWNED.fullmatch(path)) and m[1] in owners}
     needed = recent | replayed | ledger.evaluation_paths(turn)
     return {**turn, **store.files.hashes_of(recent)}, needed
+
+
+def turn_of(num_attempts: int, num_rows: int) -> int:
+    """Return the row of the record behind which a run checks files, another one after every attempt.
+
+    Multiples of the golden ratio spread evenly, so that old and new rows come up alike, also of a record that
+    grows by as many rows with every attempt.
+    """
+    return int(num_attempts * GOLDEN % 1 * (num_rows + IN_TURN)) - IN_TURN
 
 
 def adopt(evidence: Evidence) -> int:

@@ -17,7 +17,7 @@ from align.data.replay.buffer import ReplayBuffer
 from align.errors import EvidenceError
 from align.gate.evidence import Evidence, stored_evidence
 from align.report.records.history import detail
-from align.round.measurement.damage import evidence_notes
+from align.round.measurement.damage import IN_TURN, SURVEYED, evidence_notes, turn_of
 from align.store import stored_files
 from align.store.paths import StorePaths
 from align.store.stored_files import StoredFiles
@@ -275,3 +275,13 @@ def test_results_that_no_row_names_are_no_damage(copied: CampaignConfig) -> None
     watcher = Watcher()
     run_campaign(copied, start_engine=no_engine, observer=watcher)
     assert not any(path.name in note for note in watcher.notes)
+
+
+@pytest.mark.parametrize("rows_per_attempt", [0, 5, 20, 100])
+def test_all_rows_of_a_large_record_come_up_in_turn(rows_per_attempt: int) -> None:
+    begun = 50
+    unseen = set(range(1, SURVEYED + 1))
+    for attempt in range(begun, begun + 1000):
+        first = turn_of(attempt, SURVEYED + rows_per_attempt * (attempt - begun))
+        unseen -= set(range(first + 1, first + IN_TURN + 1))
+    assert len(unseen) < 0.01 * SURVEYED
