@@ -79,8 +79,8 @@ def leftover_in(
     names = {record.index: record for record in attempts.values()}
     open_rounds = {r.name for r in names.values() if not r.closed}
     accepted = {
-        place: (r.candidate or "")[:DIGITS]
-        for place, r in attempts.items()
+        key: (r.candidate or "")[:DIGITS]
+        for key, r in attempts.items()
         if r.state == "accepted" and r.candidate in staying
     }
     owners = set(accepted.values())
@@ -92,11 +92,11 @@ def leftover_in(
         if (match := REPLAYED.fullmatch(path)) and match[1] not in owners:
             return "its snapshot is not accepted, or goes too"
         if (match := BULK.fullmatch(path)) and path not in kept_artifacts:
-            place = int(match[1]), int(match[3])
-            record = attempts.get(place)
+            key = int(match[1]), int(match[3])
+            record = attempts.get(key)
             if record is None or record.name != match[2]:
                 return "the ledger has no such attempt"
-            if names[record.index].closed and place not in accepted:
+            if names[record.index].closed and key not in accepted:
                 return "its attempt was not accepted, or its snapshot goes too"
         return None
 

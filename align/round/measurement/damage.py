@@ -184,8 +184,8 @@ def _surveyed(evidence: Evidence) -> tuple[Mapping[str, FileHash], set[str]]:
 def turn_of(num_attempts: int, num_rows: int) -> int:
     """Return the row of the record behind which a run checks files, another one after every attempt.
 
-    Multiples of the golden ratio spread evenly, so that old and new rows come up alike, also of a record that
-    grows by as many rows with every attempt.
+    Multiples of the golden ratio spread evenly, so that old and new rows come up alike, also of a record
+    that grows by as many rows with every attempt.
     """
     return int(num_attempts * GOLDEN % 1 * (num_rows + IN_TURN)) - IN_TURN
 
