@@ -52,13 +52,20 @@ def gc(
     """
     config = load(campaign, overrides).config
     from align.gate.evidence import stored_evidence
-    from align.upkeep.collect import BY_HAND, collect, plan_collection
+    from align.store.backups.ledger_backups import back_up
+    from align.upkeep.collect import BY_HAND, collect, pack_kept, plan_collection
 
     keep = _keep(config.keep if "keep" in config.model_fields_set else BY_HAND, accepted, rejected)
     evidence = stored_evidence(config)
     if apply:
         with evidence.ledger.lease("keel gc"):
             collection = collect(evidence, keep, alone=True)
+            if keep.snapshots == "delta":
+                pack_kept(evidence)
+            # An older backup would name snapshots that are gone.
+            failure = back_up(config)
+        if failure:
+            typer.echo(failure, err=True)
     else:
         collection = plan_collection(evidence, keep, alone=False)
     if as_json:

@@ -23,12 +23,15 @@ from align.store.backups.ledger_backups import backups_of, copy_ledger, ledger_f
 from align.store.backups.lost import SERVER_REMEDY, read_backup, snapshots_in, sound_backups
 from align.store.backups.whole import check_backup, return_files
 from align.store.database.database import Database
+from align.store.database.private import make_private
 from align.store.durable import replace, sync
 from align.store.ledger.ledger import Ledger
+from align.store.ledger.tables.logs import collections
 from align.store.paths import StorePaths
 from align.store.snapshots.snapshots import SnapshotStore
 from align.store.store import open_store
 from align.store.stored_files import StoredFiles
+from rollouts.types import SnapshotId
 
 LOGS = ("", "-wal", "-shm")
 """Endings of the files of a SQLite database: itself, and its log, which belongs to no other."""
@@ -135,25 +138,28 @@ def _chosen(config: StoreSettings, present: Ledger | None) -> Path:
 
 def _replaced(config: StoreSettings, file: Path, backup: Path, folder: Path | None) -> Restored:
     """Move what is there aside and the backup into its place; a crash on the way leaves both files."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    for place in (config.folder, file.parent):
+        make_private(place)
     staged = file.with_name(f".{file.name}.restored")
     staged.unlink(missing_ok=True)
     copy_ledger(backup, staged)
     paths = StorePaths(config.folder)
     aside = paths.next_aside()
-    before = _rounds_in(file)
+    before, collected = _rounds_in(file), _collected_in(file)
     for ending in LOGS:
         _move(file.with_name(file.name + ending), aside / f"{file.name}{ending}")
     replace(staged, file)
     ledger = Ledger(config.ledger_url)
     lost = [*_lost_rounds(ledger, before), *_unknown_snapshots(config, ledger)]
-    lost += _moved_aside(paths, aside, ledger)
     lost.append(
         f"feedback that the inbox took after {read_backup(file).newest[:19]} is not in this ledger, "
         f"unless it lies in {paths.inbox.done}; send it again"
     )
     if folder is not None:
         lost += return_files(folder, open_store(config, ledger), aside)
+    # After the return: a backup beside a run may have records of an attempt that its ledger has not.
+    lost += _moved_aside(paths, aside, ledger)
+    lost += _collected_again(config, ledger, collected)
     lost += _missing(config, ledger)
     decided = tuple(r.name for r in ledger.rounds() if r.state in ("accepted", "rejected"))
     return Restored(backup=backup, decided=decided, aside=aside, lost=tuple(lost))
@@ -179,6 +185,32 @@ def _rounds_in(file: Path) -> dict[str, str]:
     ):
         return dict(ledger.execute("SELECT name, state FROM rounds ORDER BY attempt").fetchall())
     return {}
+
+
+def _collected_in(file: Path) -> list[tuple[SnapshotId, int, str]]:
+    """Return the snapshots that a ledger that is replaced says were collected, as far as it can be read."""
+    with (
+        suppress(sqlite3.Error, OSError),
+        closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as ledger,
+    ):
+        rows = ledger.execute(
+            f"SELECT snapshot, bytes, reason, returned FROM {collections.name} ORDER BY seq"
+        )
+        newest = {row[0]: row for row in rows.fetchall()}
+        return [row[:3] for row in newest.values() if not row[3]]
+    return []
+
+
+def _collected_again(
+    config: StoreSettings, ledger: Ledger, before: list[tuple[SnapshotId, int, str]]
+) -> Iterator[str]:
+    """Record once more what was collected after the backup, so that nothing looks back on it."""
+    known = {record.id for record in ledger.snapshots()} - ledger.collected()
+    known -= open_store(config, ledger).snapshots.sizes().keys()
+    gone = [row for row in before if row[0] in known]
+    ledger.collect(gone)
+    for snapshot, _, reason in gone:
+        yield f"snapshot {snapshot[:12]} was collected after the backup: {reason}"
 
 
 def _lost_rounds(ledger: Ledger, before: dict[str, str]) -> Iterator[str]:

@@ -18,11 +18,11 @@ from align.errors import KeelError, LedgerLost, UserError
 from align.store.backups.ledger_backups import SUFFIX, copy_ledger
 from align.store.durable import sync
 from align.store.ledger.ledger import Ledger
-from align.store.paths import StorePaths
+from align.store.paths import NAMED_ELSEWHERE, StorePaths
 from align.store.snapshots.snapshots import SnapshotStore
 from align.store.store import Store
 from align.store.stored_files import StoredFiles, fault_of
-from align.store.superseded import superseded_in
+from align.store.superseded import handed_on, superseded_in
 from rollouts.types import SnapshotId
 
 TRIES = 3
@@ -88,7 +88,8 @@ def write_backup(store: Store, ledger_file: Path, target: Path) -> StoreBackup:
 
 
 def return_files(backup: Path, store: Store, aside: Path) -> list[str]:
-    """Put back what the store's ledger names and the store lacks, from a backup that has it.
+    """Put back what the store's ledger names and the store lacks, from a backup that has it, and the
+    metrics and rollouts that it has besides.
 
     Raises:
         KeelError: a file of the backup is not what the ledger says; what came before it was put back.
@@ -107,7 +108,14 @@ def return_files(backup: Path, store: Store, aside: Path) -> list[str]:
             code=True,
         )
         returned.append(f"snapshot {snapshot[:12]} is back")
-    for path, row in store.files.hashes().items():
+    hashes = store.files.hashes()
+    records = [path for path in StorePaths(backup).mirrored() if path not in hashes]
+    records = [path for path in records if not (store.folder / path).exists()]
+    for path in records:
+        _copy(backup / path, store.folder / path)
+    if records:
+        returned.append(f"{len(records)} files of metrics, rollouts and other records are back")
+    for path, row in hashes.items():
         source, target = backup / path, store.folder / path
         if fault_of(target, row.sha256) is None or fault_of(source, row.sha256) is not None:
             continue
@@ -171,19 +179,29 @@ def _copy_snapshots(store: Store, ledger: Ledger, folder: Path) -> Iterator[str]
 def _copy_files(store: Store, ledger: Ledger, folder: Path) -> Iterator[str]:
     """Copy all files of records that the ledger did not replace; verify those that it has hashes of."""
     hashes, superseded = StoredFiles(folder, ledger.database).hashes(), superseded_in(ledger)
-    results = {record.path for record in ledger.evaluations()}
-    for path in sorted({*store.paths.mirrored(), *results}):
+    needed = {record.path for record in ledger.evaluations()} | handed_on(ledger, hashes)
+    needed |= _replayed(store, ledger) & hashes.keys()
+    needed |= {path for path in hashes if not NAMED_ELSEWHERE.match(path)}
+    for path in sorted({*store.paths.mirrored(), *needed}):
         if superseded(path):
             continue
         try:
             _copy(store.folder / path, folder / path)
         except FileNotFoundError:
-            if path in results:
+            if path in needed:
                 yield f"{path} is missing"
             continue
         row = hashes.get(path)
         if row and (fault := fault_of(folder / path, row.sha256)):
             yield f"{path} {fault}"
+
+
+def _replayed(store: Store, ledger: Ledger) -> set[str]:
+    """Return the names of all files that rounds may replay of accepted ones."""
+    accepted = {r.candidate for r in ledger.attempts() if r.state == "accepted" and r.candidate}
+    kinds = (store.paths.replay, store.paths.replay_examples, store.paths.prompt_history)
+    owners = accepted - ledger.collected()
+    return {store.paths.relative(path_of(owner)) for owner in owners for path_of in kinds}
 
 
 def _named(ledger: Ledger) -> list[SnapshotId]:

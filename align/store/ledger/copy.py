@@ -38,6 +38,7 @@ from align.config.campaign import CampaignConfig
 from align.config.store import sqlite_url
 from align.errors import LedgerLost, RunError
 from align.store.backups.lost import check_not_lost, damaged
+from align.store.database.private import close_to_others
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.reservations import ready
 from align.store.ledger.tables.core import metadata
@@ -52,7 +53,9 @@ LEFT_OUT = (inbox_requests.name, inbox_rows.name)
 def ledger_copy(config: CampaignConfig) -> Iterator[Ledger]:
     """Copy the ledger, or make an empty one if there is none yet; the copy goes when the block ends."""
     with TemporaryDirectory(prefix="keel-plan-") as folder:
-        url = sqlite_url(Path(folder) / "ledger.db")
+        file = Path(folder) / "ledger.db"
+        close_to_others(file, create=True)
+        url = sqlite_url(file)
         with _reading(config) as source:
             if source is not None:
                 _copy(source, url)

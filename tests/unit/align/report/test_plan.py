@@ -197,7 +197,7 @@ def test_a_due_round_is_not_nothing(tmp_path: Path) -> None:
         assert ("nothing to run" in run.output) == (name == "early")
 
 
-def test_a_copy_holds_what_can_be_counted(tmp_path: Path) -> None:
+def test_a_copy_holds_what_can_be_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The copy has the number of waiting rows, and nothing that people wrote."""
     config = with_feedback(tmp_path)
     original = Inbox(open_ledger(config).database)
@@ -210,6 +210,7 @@ def test_a_copy_holds_what_can_be_counted(tmp_path: Path) -> None:
             assert own.waiting == waiting
             assert replace(own, ready=other.ready) == other
             assert b"rev _ 7 =" not in file.read_bytes()
+            assert not caplog.messages, "a fresh file is nobody else's from the start"
         assert not file.exists()
 
 

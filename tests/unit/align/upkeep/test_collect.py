@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from align.config.store import KeepConfig
 from align.errors import SnapshotError
+from align.gate.evidence import stored_evidence
 from align.store.ledger.lineage import move_production
 from align.store.snapshots.snapshots import Provenance, SnapshotStore
 from align.upkeep.collect import BY_HAND, collect, plan_collection, tidy
@@ -256,6 +257,22 @@ def test_packing_alone_removes_nothing(tmp_path: Path) -> None:
     tidy(life.evidence, silent)
     assert left.is_file() and not life.ledger.collected()
     assert len(life.store.snapshots.sizes()) == len(life.ledger.snapshots())
+
+
+def test_a_ledger_lost_after_a_collection_comes_back_with_it(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    life.round(gain=20)
+    life.round(gain=0)
+    path = tmp_path / "campaign.yaml"
+    path.write_text(json.dumps(life.stated.model_dump(mode="json", exclude_unset=True)))
+    assert keel("gc", str(path), "--apply")[0] == 0
+    gone = life.ledger.collected()
+    assert len(gone) == 1
+    life.ledger.database.engine.dispose()
+    (life.config.folder / "ledger.db").unlink()
+    assert keel("restore", str(path))[0] == 0
+    assert stored_evidence(life.config).ledger.collected() == gone
+    assert keel("verify", str(path))[0] == 0
 
 
 def test_a_snapshot_that_is_published_again_is_there_again(tmp_path: Path) -> None:

@@ -79,6 +79,20 @@ def test_damage_is_named(
     assert verified(life).not_recomputable == (["plain", "nightly-1"] if of is result_file else [])
 
 
+def test_an_artifact_that_rounds_to_come_need_is_missed(life: Life) -> None:
+    record = next(r for r in life.ledger.rounds() if r.name == "plain")
+    attempt = life.store.paths.attempt(record.index, record.name, record.attempt)
+    artifact = attempt.artifacts / "ewc.safetensors"
+    artifact.parent.mkdir(parents=True)
+    artifact.write_bytes(b"x")
+    life.store.files.record([artifact])
+    assert verified(life).whole
+    artifact.unlink()
+    (fault,) = verified(life).faults
+    assert fault.path == life.store.paths.relative(artifact)
+    assert fault.fault == "is missing"
+
+
 def test_a_row_that_names_nothing_is_named(life: Life) -> None:
     with closing(sqlite3.connect(life.config.folder / "ledger.db")) as ledger, ledger:
         ledger.execute("PRAGMA foreign_keys = OFF")
