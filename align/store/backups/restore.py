@@ -138,8 +138,8 @@ def _chosen(config: StoreSettings, present: Ledger | None) -> Path:
 
 def _replaced(config: StoreSettings, file: Path, backup: Path, folder: Path | None) -> Restored:
     """Move what is there aside and the backup into its place; a crash on the way leaves both files."""
-    for place in (config.folder, file.parent):
-        make_private(place)
+    make_private(config.folder)
+    make_private(file.parent)
     staged = file.with_name(f".{file.name}.restored")
     staged.unlink(missing_ok=True)
     copy_ledger(backup, staged)
