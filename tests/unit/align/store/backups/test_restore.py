@@ -17,11 +17,12 @@ from align.store.backups.lost import read_backup
 from align.store.backups.restore import restore_ledger
 from align.store.backups.whole import write_backup
 from align.store.remote import Remote
+from align.store.snapshots.snapshots import Provenance
 from align.upkeep.collect import BY_HAND, collect
 from align.upkeep.verify import verify
 from tests.unit.campaigns import campaign
 from tests.unit.life import Life
-from tests.unit.stores import BETTER, GOOD, HARMFUL, made, write_steps
+from tests.unit.stores import BETTER, GOOD, HARMFUL, made, stub, write_steps
 
 
 def file_of(evidence: Evidence) -> Path:
@@ -213,82 +214,12 @@ def test_a_backup_goes_without_what_was_collected_and_names_what_is_lost(tmp_pat
     evidence.files.record([replayed])
     file = file_of(evidence)
     write_backup(evidence.store, file, tmp_path / "before.db")
-    collect(evidence, BY_HAND, alone=True)
-    assert write_backup(evidence.store, file, tmp_path / "whole").missing == ()
-    # The older ledger knows nothing of the collection.
-    told = restore_ledger(evidence.config, tmp_path / "before.db").lines()
-    assert any(line.startswith(f"snapshot {rejected[:12]} was collected") for line in told)
-    again = stored_evidence(evidence.config)
-    assert again.ledger.collected() == {rejected}
-    assert verify(again, lambda name, total: None).whole
-    replayed.unlink()
-    missing = write_backup(again.store, file, tmp_path / "lacking").missing
-    assert missing == (f"replay/{replayed.name} is missing",)
-
-
-def test_a_store_that_is_gone_comes_back_with_its_metrics_and_for_its_user_alone(
-    tmp_path: Path,
-) -> None:
-    evidence = made(tmp_path, GOOD)
-    metrics = write_steps(evidence, 0, 1, [{"reward/mean": 0.5}])
-    write_backup(evidence.store, file_of(evidence), tmp_path / "whole")
-    expected, config = metrics.read_bytes(), evidence.config
-    evidence.ledger.database.engine.dispose()
-    config.folder.rename(tmp_path / "lost")
-    restore_ledger(config, tmp_path / "whole")
-    assert metrics.read_bytes() == expected
-    assert config.folder.stat().st_mode & 0o777 == 0o700
-    assert verify(stored_evidence(config), lambda name, total: None).whole
-
-
-def test_a_backup_goes_without_what_was_collected_and_names_what_is_lost(tmp_path: Path) -> None:
-    evidence = made(tmp_path, GOOD, HARMFUL)
-    accepted, rejected = (record.candidate for record in evidence.ledger.rounds())
-    assert accepted and rejected
-    replayed = evidence.store.paths.replay(accepted)
-    replayed.parent.mkdir()
-    replayed.write_text("{}")
-    evidence.files.record([replayed])
-    file = file_of(evidence)
-    write_backup(evidence.store, file, tmp_path / "before.db")
-    collect(evidence, BY_HAND, alone=True)
-    assert write_backup(evidence.store, file, tmp_path / "whole").missing == ()
-    # The older ledger knows nothing of the collection.
-    told = restore_ledger(evidence.config, tmp_path / "before.db").lines()
-    assert any(line.startswith(f"snapshot {rejected[:12]} was collected") for line in told)
-    again = stored_evidence(evidence.config)
-    assert again.ledger.collected() == {rejected}
-    assert verify(again, lambda name, total: None).whole
-    replayed.unlink()
-    missing = write_backup(again.store, file, tmp_path / "lacking").missing
-    assert missing == (f"replay/{replayed.name} is missing",)
-
-
-def test_a_store_that_is_gone_comes_back_with_its_metrics_and_for_its_user_alone(
-    tmp_path: Path,
-) -> None:
-    evidence = made(tmp_path, GOOD)
-    metrics = write_steps(evidence, 0, 1, [{"reward/mean": 0.5}])
-    write_backup(evidence.store, file_of(evidence), tmp_path / "whole")
-    expected, config = metrics.read_bytes(), evidence.config
-    evidence.ledger.database.engine.dispose()
-    config.folder.rename(tmp_path / "lost")
-    restore_ledger(config, tmp_path / "whole")
-    assert metrics.read_bytes() == expected
-    assert config.folder.stat().st_mode & 0o777 == 0o700
-    assert verify(stored_evidence(config), lambda name, total: None).whole
-
-
-def test_a_backup_goes_without_what_was_collected_and_names_what_is_lost(tmp_path: Path) -> None:
-    evidence = made(tmp_path, GOOD, HARMFUL)
-    accepted, rejected = (record.candidate for record in evidence.ledger.rounds())
-    assert accepted and rejected
-    replayed = evidence.store.paths.replay(accepted)
-    replayed.parent.mkdir()
-    replayed.write_text("{}")
-    evidence.files.record([replayed])
-    file = file_of(evidence)
-    write_backup(evidence.store, file, tmp_path / "before.db")
+    on_the_way = evidence.store.snapshots.publish(
+        lambda folder: stub(folder, "run") and None,
+        Provenance(kind="model", parent=accepted, round="round1"),
+    )
+    evidence.ledger.record_snapshot(on_the_way)
+    assert write_backup(evidence.store, file, tmp_path / "all").num_snapshots == 4
     collect(evidence, BY_HAND, alone=True)
     assert write_backup(evidence.store, file, tmp_path / "whole").missing == ()
     # The older ledger knows nothing of the collection.
