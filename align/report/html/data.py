@@ -110,7 +110,6 @@ def collect(evidence: Evidence, now: datetime, window: Window | None = None) -> 
         if r.index in window
     ]
     forests, forests_left_out = forests_of(committed, limits)
-    verdicts = {name: verdict for _, name, verdict in committed}
     production = ledger.alias("production")
     full = _in_full(records, limits)
     rounds = tuple(
@@ -133,7 +132,7 @@ def collect(evidence: Evidence, now: datetime, window: Window | None = None) -> 
         families=family_views(
             evidence.matrix(window),
             config,
-            verdicts,
+            {name: verdict for _, name, verdict in committed},
             answer.round or "base",
             limits,
             learning_of(evidence, window),
