@@ -24,6 +24,7 @@ from align.round.measurement.measuring import measure_again, measure_known, open
 from align.round.plan import RoundOutcome, RoundPlan
 from align.round.planning import begun_round
 from align.round.records.artifacts import check_artifacts, check_stored_artifacts
+from align.round.records.named_rounds import check_stored_named_rounds
 from align.round.records.retirement import remaining_suites, retire
 from align.round.reward_round import run_reward_round
 from align.round.round import run_round
@@ -163,6 +164,7 @@ def open_campaign(stated: CampaignConfig, note: Callable[[str], None]) -> Iterat
     view = view_of_due(config, known)
     if known is not None:
         check_stored_artifacts(view, known)
+        check_stored_named_rounds(view, known)
     inputs = load_checked(view, open_claims(known))
     closed = frozenset() if known is None else known.closed()
     if any(spec.name not in closed for spec in config.rounds):

@@ -20,6 +20,7 @@ from align.round.plan import RoundPlan
 from align.round.records.artifacts import earlier_artifacts, first_lines
 from align.round.records.documents import index_lines, new_examples, next_documents
 from align.round.records.history import earlier_history
+from align.round.records.named_rounds import check_named_rounds
 from align.round.records.rehearsal import rehearsal_of
 from align.round.records.replay import load_replay, past_examples, require_replay, stored_answers
 from align.round.records.retirement import retired_tokens, wholly_retired
@@ -82,6 +83,7 @@ def plan_round(
 ) -> RoundPlan:
     """Fix what the round samples, what scores it and what it is held to."""
     evidence, inputs = session.evidence, session.inputs
+    check_named_rounds([spec], evidence)
     accepted = evidence.accepted("policy")
     retired = evidence.replaced((*accepted, spec.name))
     rounds = {s.name: s for s in session.config.rounds if s.name in accepted.keys() - retired}

@@ -21,6 +21,7 @@ from align.round.inputs import Inputs, load_inputs
 from align.round.merge.checks import merge_lines
 from align.round.records.artifacts import check_stored_artifacts, stateless_lines
 from align.round.records.documents import planned_lines
+from align.round.records.named_rounds import check_stored_named_rounds
 from align.round.records.retirement import remaining_suites
 from align.store.changes.amend import dropped_lines
 from align.store.changes.gone import gone_lines, without_gone
@@ -64,6 +65,7 @@ def check_campaign(
         gone = (*dropped_lines(config, ledger.database), *gone_lines(whole.rounds, closed))
         whole = whole.model_copy(update={"rounds": without_gone(whole.rounds, closed)})
         check_stored_artifacts(whole, ledger)
+        check_stored_named_rounds(whole, ledger)
         states = {record.name: record.state for record in ledger.rounds()}
         inputs = load_inputs(whole)
         planned = foresee(whole, remaining_suites(whole.rounds, inputs, ledger), ledger)

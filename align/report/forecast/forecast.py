@@ -34,6 +34,7 @@ from align.report.forecast.machine import runs_here
 from align.round.inputs import Inputs
 from align.round.merge.checks import merge_lines, merging
 from align.round.records.artifacts import check_stored_artifacts
+from align.round.records.named_rounds import check_stored_named_rounds
 from align.round.records.retirement import remaining_suites
 from align.schedule.checked import load_checked, open_claims
 from align.schedule.claims import Dues
@@ -138,6 +139,7 @@ def forecast(config: CampaignConfig, now: datetime | None = None) -> Forecast:
         settled.check()
         chosen = settled.config
         check_stored_artifacts(chosen, ledger)
+        check_stored_named_rounds(chosen, ledger)
         view = view_of_due(chosen, ledger)
         unclaimed = {due.round for due in dues.due if not due.claimed}
         claims = open_claims(ledger, apart=unclaimed)
