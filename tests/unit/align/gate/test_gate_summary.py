@@ -185,11 +185,13 @@ def test_a_verdict_in_other_words_is_the_same_verdict() -> None:
 
 
 def test_the_answer_comes_first_wherever_it_is_read(tmp_path: Path) -> None:
+    from align.report.records.window import window_of
     from align.report.tables import answer_first
 
     evidence = decided(tmp_path)
     reason = "general lost 15.0 points against its parent, and at most 5.0 points may be lost"
-    production, refused, *_ = [line.plain for line in answer_first(evidence)]
+    lines = answer_first(evidence, window_of(evidence, None))
+    production, refused, *_ = [line.plain for line in lines]
     assert production.startswith("Production is round 'first' (")
     assert refused.startswith(f"second was refused: {reason}")
     path = str(campaign_file(tmp_path))

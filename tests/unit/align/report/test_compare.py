@@ -48,7 +48,7 @@ def test_the_status_in_json(tmp_path: Path) -> None:
     status = json.loads(out)
     assert status.keys() == {
         "campaign", "seed", "store", "production", "decisions", "summary", "matrix", "rounds",
-        "amendments",
+        "amendments", "window",
     }  # fmt: skip
     assert list(status["summary"]) == list(SUMMARY)
     base, first, second = status["matrix"]

@@ -160,7 +160,7 @@ def test_a_failure_leaves_nothing(
     def fail(*_: Any) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(module, "copyfile", fail)
+    monkeypatch.setattr(module, "copy_contained", fail)
     with pytest.raises(OSError, match="the disk is full"):
         write(store, "production", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -42,8 +42,9 @@ LORA = {"rank": 4, "alpha": 8, "targets": ["q_proj", "down_proj"]}
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """sha256 of every file below a folder, by name."""
+    """sha256 of every file below a folder, by name, without those that SQLite has beside an open ledger."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in files if not path.name.endswith(("-wal", "-shm"))]
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 

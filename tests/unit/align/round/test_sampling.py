@@ -327,6 +327,7 @@ def test_episodes_that_are_sampled_ahead_end_with_the_round(
     session: Any = SimpleNamespace(
         begin=lambda *_: None, engine=None, encoder=None, learner=SimpleNamespace(weights=None),
         observer=SimpleNamespace(note=None),
+        config=SimpleNamespace(waits=SimpleNamespace(silence_s=60.0)),
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="fooled"):
         round_module.train(plan, session)
