@@ -72,7 +72,9 @@ def test_an_accepted_candidate_passes_the_step(tmp_path: Path) -> None:
     assert (tmp_path / "reports/verdict.xml").is_file()
 
 
-@pytest.mark.parametrize(("choice", "step"), [("fail", 3), ("pass", 0)])
+@pytest.mark.parametrize(
+    ("choice", "step"), [("fail", 3), pytest.param("pass", 0, marks=pytest.mark.slow)]
+)
 def test_too_few_items_fail_the_step_unless_told(tmp_path: Path, choice: str, step: int) -> None:
     code, outputs, _ = run(tmp_path, 20, TOO_FEW_ITEMS=choice)
     assert code == step

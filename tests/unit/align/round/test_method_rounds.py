@@ -64,7 +64,15 @@ MOVES: dict[str, dict[str, float]] = {
 """Moves that the last step of a round reports."""
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = {"agem", "gpm, lora", "inflora", "copr", "anchors that follow"}
+"""Cases of each kind of hook. The others run with -m slow: `test_every_method.py` resumes every method from a
+checkpoint."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES],
+)
 def test_a_round_that_was_killed_ends_where_an_undisturbed_one_does(
     case: str, tmp_path: Path
 ) -> None:

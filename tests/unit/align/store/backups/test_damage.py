@@ -83,9 +83,10 @@ def files_in(store: Path) -> Mapping[str, str]:
 @pytest.mark.parametrize(
     ("kind", "how"),
     [
-        *((KINDS[0], how) for how in DAMAGES),
-        # Each of the others in two ways here; `benchmarks.faults` has all of them.
-        *((kind, DAMAGES[(i + j) % 6]) for i, kind in enumerate(KINDS[1:]) for j in (0, 3)),
+        # The ledger in every way; of the other files each in two, and in the rest with -m slow.
+        pytest.param(kind, how, marks=[pytest.mark.slow] if i and (i + j) % 3 else [])
+        for i, kind in enumerate(KINDS)
+        for j, how in enumerate(DAMAGES)
     ],
 )
 def test_a_damaged_file_is_named_or_does_not_matter(
