@@ -65,8 +65,7 @@ MOVES: dict[str, dict[str, float]] = {
 
 
 QUICK = {"agem", "gpm, lora", "inflora", "copr", "anchors that follow"}
-"""Cases of each kind of hook. The others run with -m slow: `test_every_method.py` resumes every method from a
-checkpoint."""
+"""Cases of each kind of hook; the others run with -m slow. `test_every_method.py` resumes every method."""
 
 
 @pytest.mark.parametrize(
