@@ -39,7 +39,7 @@ def pools(ray_cluster, tiny_llama):
     lora = VLLMConfig(
         model=str(tiny_llama), max_num_seqs=16, kv_cache_mb=64, lora_rank=4, device="cpu"
     )
-    measured = partial(MeasuredEngine, config, uses_cache=True)
+    measured = partial(MeasuredEngine, config)
     pools = EnginePool(config, engine_factory=measured), EnginePool(lora)
     yield pools
     for pool in pools:

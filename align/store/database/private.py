@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -30,14 +31,17 @@ def make_private(folder: Path) -> None:
 def close_to_others(path: Path, *, create: bool = False) -> None:
     """Take the rights on a file or folder of this user away from everybody else.
 
-    Links are left alone, as is what belongs to another user, and a folder that many share (``/tmp``).
+    Links are left alone, as is what belongs to another user, and a folder that many share (``/tmp``). The
+    file is not opened: closing it would give up every lock that SQLite holds on it in this process.
 
     Args:
         create: a file that is missing is made.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags | (os.O_CREAT if create else 0), 0o600)
+        if create:
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return  # Whoever opens it next says why it cannot be.
     try:
@@ -45,7 +49,7 @@ def close_to_others(path: Path, *, create: bool = False) -> None:
         is_plain = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
         is_shared = bool(status.st_mode & stat.S_ISVTX)
         if is_plain and not is_shared and status.st_uid == os.geteuid() and status.st_mode & OTHERS:
-            os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & ~OTHERS)
+            os.chmod(f"/proc/self/fd/{descriptor}", stat.S_IMODE(status.st_mode) & ~OTHERS)
             if status.st_size or stat.S_ISDIR(status.st_mode):
                 logger.warning("%s was open to other users and now is not", path)
     finally:

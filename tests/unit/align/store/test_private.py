@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +97,18 @@ def test_dropped_files_are_put_away_closed_and_links_are_left(tmp_path: Path) ->
     assert (intake.file, intake.stored) == ("rows.jsonl", 1)
     put_away = [file for file in (folder / "done").rglob("*") if file.suffix == ".jsonl"]
     assert [mode(file) for file in put_away] == [0o600]
+
+
+def test_a_lock_of_this_process_outlives_another_opening(tmp_path: Path) -> None:
+    """POSIX drops a process's locks on a file as soon as it closes any descriptor of it."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    begin = f"""
+import sqlite3
+sqlite3.connect({str(tmp_path / "ledger.db")!r}, timeout=0).execute("BEGIN IMMEDIATE")
+"""
+    with Ledger(url).database.write():
+        Ledger(url)
+        for file in tmp_path.glob("ledger.db*"):
+            close_to_others(file)
+        another = subprocess.run([sys.executable, "-c", begin], capture_output=True, text=True)
+    assert "database is locked" in another.stderr
