@@ -72,6 +72,7 @@ def test_a_damaged_model_is_rejected_by_real_engines(
     assert (code, said.get("outcome")) == (1, "rejected"), error
 
 
+@pytest.mark.slow
 def test_quantised_copies_are_measured_by_engines_as_they_are(
     folder: Path, damaged: tuple[int, dict[str, Any], str]
 ) -> None:
