@@ -15,7 +15,6 @@ import typer
 from typer.exceptions import TyperException
 
 from launch.arguments import AsJson, CampaignPath, Overrides, ShownRounds, load, print_json
-from launch.backups import add_commands as add_backup_commands
 from launch.cluster.commands import add_commands as add_submit_commands
 from launch.cluster.running import observed, show_report
 from launch.commands.alias import add_commands as add_alias_commands
@@ -71,7 +70,6 @@ add_judge_commands(app)
 add_plan_commands(app)
 add_submit_commands(app)
 add_serve_commands(app)
-add_backup_commands(app)
 app.add_typer(kubernetes_app, name="k8s")
 
 

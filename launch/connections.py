@@ -172,9 +172,6 @@ class Guard(asyncio.Protocol):
         if self._inner is not None:
             super().connection_lost(exc)
 
-    def eof_received(self) -> None:
-        """Close a connection whose client sends nothing more; asyncio does where this returns None."""
-
     def on_response_complete(self) -> None:
         """Note an answer, and go on as uvicorn does; after half a request nothing can follow."""
         self.was_answered = True

@@ -19,8 +19,8 @@ PIN = re.compile(r"^(?P<name>[A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?==(?P<version>[^\s
 
 def pins(lock: str) -> dict[str, str]:
     """Read the version of every package of a lock, by its normalised name."""
-    found = filter(None, map(PIN.match, lock.splitlines()))
-    return {re.sub(r"[-_.]+", "-", pin["name"]).lower(): pin["version"] for pin in found}
+    matches = filter(None, map(PIN.match, lock.splitlines()))
+    return {re.sub(r"[-_.]+", "-", pin["name"]).lower(): pin["version"] for pin in matches}
 
 
 def bill(lock: str) -> dict[str, Any]:

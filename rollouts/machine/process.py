@@ -26,7 +26,7 @@ ProcessState = Literal["lives", "ended", "unknown"]
 class ProcessIdentity:
     """Process among all that ever ran."""
 
-    place: str
+    namespace: str
     """Boot of the kernel, PID namespace and time namespace; empty where they cannot be read."""
     pid: int
     """Number in that namespace."""
@@ -35,7 +35,7 @@ class ProcessIdentity:
 
     def state(self) -> ProcessState:
         """Look if the process lives."""
-        if not self.place or self.place != place():
+        if not self.namespace or self.namespace != current_namespace():
             return "unknown"
         try:
             os.kill(self.pid, 0)
@@ -53,11 +53,13 @@ class ProcessIdentity:
 def this_process() -> ProcessIdentity:
     """Return the identity of the process that calls."""
     stat = _stat("self")
-    return ProcessIdentity(place=place(), pid=os.getpid(), start_ticks=stat[1] if stat else 0)
+    return ProcessIdentity(
+        namespace=current_namespace(), pid=os.getpid(), start_ticks=stat[1] if stat else 0
+    )
 
 
-def place() -> str:
-    """Name the place whose process numbers this process sees; empty where it cannot be told."""
+def current_namespace() -> str:
+    """Name the namespace whose process numbers this process sees; empty where it cannot be told."""
     try:
         # Where /proc is still that of the namespace outside, its numbers are not ours.
         if os.readlink(PROC / "self") != str(os.getpid()):

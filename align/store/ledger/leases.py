@@ -182,7 +182,7 @@ class Lease:
             insert(lease_renewals).values(
                 id=1,
                 token=self._token,
-                place=claimant.process.place,
+                namespace=claimant.process.namespace,
                 start_ticks=claimant.process.start_ticks,
                 renewals=0,
                 renewed=_server_time(self._database),
@@ -262,13 +262,13 @@ def _holder(connection: Connection, database: Database) -> Holder | None:
 
 
 def _holder_of(row: Any) -> Holder:
-    is_old = row.place is None
+    is_old = row.namespace is None
     return Holder(
         token=row.token,
         owner=row.owner,
         host=row.host,
         process=ProcessIdentity(
-            place=row.place or "", pid=row.pid, start_ticks=row.start_ticks or 0
+            namespace=row.namespace or "", pid=row.pid, start_ticks=row.start_ticks or 0
         ),
         renewals=row.heartbeat if is_old else row.renewals,
         silent_s=0.0 if row.renewed is None or row.now is None else row.now - row.renewed,

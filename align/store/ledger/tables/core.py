@@ -141,7 +141,7 @@ lease_renewals = Table(
     metadata,
     Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
     Column("token", Text, nullable=False),
-    Column("place", Text, nullable=False),
+    Column("namespace", Text, nullable=False),
     Column("start_ticks", INTEGER_8, nullable=False),
     Column("renewals", INTEGER_8, nullable=False),
     Column("renewed", REAL_8),

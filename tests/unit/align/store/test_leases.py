@@ -130,14 +130,14 @@ def test_a_replaced_runner_does_not_release_its_successors_lease(tmp_path: Path)
     foreign(tmp_path, start_ticks=1)
     with ledger.lease() as successor:
         first.__exit__(None, None, None)
-        successor.beat()
+        assert successor.renew()
 
 
 def test_a_runner_elsewhere_is_not_replaced_while_it_renews_in_a_long_step(tmp_path: Path) -> None:
     """Its step never ends here: nothing beats but the thread."""
     ledger, notes = started(tmp_path), list[str]()
     with ledger.lease("keel run", expiry_s=1.0) as lease:
-        foreign(tmp_path, place="another-boot pid:[1]")
+        foreign(tmp_path, namespace="another-boot pid:[1]")
         with (
             pytest.raises(StoreBusy, match="already running"),
             ledger.lease(expiry_s=1.0, note=notes.append),
@@ -153,7 +153,7 @@ def test_a_silent_runner_elsewhere_is_replaced_and_told(
 ) -> None:
     ledger = started(tmp_path)
     silent = take_lease(ledger.database, Claimant(expiry_s=0.2))
-    foreign(tmp_path, place="another-boot pid:[1]")
+    foreign(tmp_path, namespace="another-boot pid:[1]")
     with ledger.lease("keel gc") as lease:  # A command that tells nobody else.
         assert "keel run holds this store" in caplog.text
         assert lease.predecessor == "unknown"
@@ -239,13 +239,13 @@ class Simulation:
         """A process on a host: it sees those of its own boot, and all clocks but its stopwatch lie."""
 
         def look(holder: Holder) -> ProcessState:
-            if holder.process.place != boot:
+            if holder.process.namespace != boot:
                 return "unknown"
             return "lives" if (boot, holder.process.pid) in self.alive else "ended"
 
         return Claimant(
             host=host,
-            process=ProcessIdentity(place=boot, pid=number, start_ticks=number),
+            process=ProcessIdentity(namespace=boot, pid=number, start_ticks=number),
             expiry_s=self.EXPIRY_S,
             clock=lambda: 1e9 + self.now + self.offsets.get(host, 0.0),
             stopwatch=lambda: self.now,
