@@ -33,10 +33,11 @@ LEAST_SECRET = 8
 MASK = "***"
 
 PASSWORD = re.compile(
-    r"(?P<before>[a-z][a-z0-9+.-]{0,30}://[^\s/:@'\"]*:)(?!\*{3}@)[^\s/@'\"]+(?=@)", re.I
+    r"(?P<before>[a-z][a-z0-9+.-]{0,30}://[^\s/:@'\"]*:)(?!(?:\*{3}|(?-i:PASSWORD))@)[^\s/@'\"]+(?=@)",
+    re.I,
 )
-"""Password of a URL, behind what stands before it. A scheme has few letters, so that a long word without a
-colon is not read again from each of its letters."""
+"""Password of a URL, behind what stands before it; the word PASSWORD is a placeholder of messages. A scheme
+has few letters, so that a long word without a colon is not read again from each of its letters."""
 TOKEN = re.compile(
     r"""(?<![A-Za-z0-9_-])(?:
       hf_[A-Za-z0-9]{20,}                              # Hugging Face

@@ -82,6 +82,7 @@ def test_shapes_of_secrets_are_masked_whatever_their_names(name: str) -> None:
         "task-sk-learn",
         "sha256:" + "0a" * 32,
         "postgresql://me@db/x",
+        "postgresql://USER:PASSWORD@HOST/DATABASE",
         "a" * 300_000,
     ],
 )

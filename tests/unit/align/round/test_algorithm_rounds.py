@@ -179,7 +179,7 @@ def test_a_round_that_needs_a_refused_reward_model_says_so(files: Path, tmp_path
         rounds=rounds(judge, {"rewards": [learned]}),
         gate=ENFORCE,
     )
-    with pytest.raises(UserError, match="reward model of round 'round0', which was not accepted"):
+    with pytest.raises(UserError, match="rewards names round:round0, which was rejected"):
         run_campaign(config, start_engine=Starter(), observer=Watcher())
 
 
