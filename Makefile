@@ -89,7 +89,7 @@ integration: $(STAMP)
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/$@
 
 chaos: $(STAMP)
-	$(BIN)/python -m pytest -q tests/$@
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/$@
 
 check: $(STAMP)
 	$(BIN)/ruff check

@@ -50,6 +50,7 @@ def alive(processes: list[psutil.Process]) -> list[str]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_run_over_ray_ends_by_sigterm_and_goes_on(tmp_path: Path) -> None:
     values = raw_campaign(tmp_path, rollouts={"backend": "transformers"})
     settings = json.dumps(values)

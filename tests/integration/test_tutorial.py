@@ -34,6 +34,7 @@ def keel(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_first_campaign_of_the_tutorial_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

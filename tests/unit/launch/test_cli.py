@@ -261,8 +261,10 @@ def heed_interrupts() -> None:
 
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
-    ids=["SIGINT", "SIGTERM"],
+    [
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow, id="SIGINT"),
+        pytest.param(signal.SIGTERM, 143, "terminated", id="SIGTERM"),
+    ],
 )
 def test_a_signal_ends_a_run_in_order_and_says_what_is_kept(
     path: Path, number: signal.Signals, code: int, word: str

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from shutil import copytree
 
+import pytest
+
 from tests.unit.tiny import save_model
 
 PUBLISH = """
@@ -29,6 +31,7 @@ print(snapshot.path)
 """
 
 
+@pytest.mark.slow
 def test_the_same_adapter_is_the_same_snapshot_in_every_process(tmp_path: Path) -> None:
     save_model(tmp_path / "one" / "snapshots" / "base")
     copytree(tmp_path / "one", tmp_path / "two" / "deeper")

@@ -177,6 +177,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_are_held_as_one_is(tmp_path: Path) -> None:
     save_models(tmp_path)
     expected = two_rounds(SOLO, tmp_path)

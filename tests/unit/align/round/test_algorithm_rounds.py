@@ -216,9 +216,9 @@ def test_what_an_algorithm_cannot_use_is_said_before_anything_starts(
         ("dpo_file", "dpo_file"),
         ("kto", "kto"),
         ("dpo_file", "kto"),
-        ("sft", "sft"),
+        pytest.param("sft", "sft", marks=pytest.mark.slow),
         ("pretrain", "sft"),
-        ("sft", "pretrain"),
+        pytest.param("sft", "pretrain", marks=pytest.mark.slow),
     ],
 )
 def test_a_round_learns_again_from_the_examples_of_an_earlier_one(

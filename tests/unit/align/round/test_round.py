@@ -267,7 +267,11 @@ def test_an_appended_rounds_suite_is_measured_on_what_was_accepted_before(
 
 @pytest.mark.parametrize(
     ("stop_at", "error"),
-    [(("first", 0), RuntimeError), (("second", 0), RuntimeError), (("second", 1), KeyboardInterrupt)],
+    [
+        pytest.param(("first", 0), RuntimeError, marks=pytest.mark.slow),
+        (("second", 0), RuntimeError),
+        (("second", 1), KeyboardInterrupt),
+    ],
 )  # fmt: skip
 def test_a_campaign_that_was_stopped_ends_where_an_undisturbed_one_does(
     two_rounds: Ran, tmp_path: Path, stop_at: tuple[str, int], error: type[BaseException]
