@@ -26,7 +26,6 @@ LONGEST_FIRST = (
     "test_pool.py",
     "test_vllm_engine.py",
     "test_in_flight.py",
-    "test_tutorial.py",
     "test_postgres.py",
     "test_ray_client.py",
     "test_reward_policy.py",
