@@ -181,6 +181,8 @@ class PolicyConfig(Settings):
     ranks: Annotated[int, Field(ge=1)] = 1
     """Number of processes that learn together, each on a GPU of its own if there are GPUs. Full weights are
     sharded over them; an adapter and the anchors are on each."""
+    ranks_per_node: Annotated[int, Field(ge=1)] | None = None
+    """Number of ``ranks`` on each of several nodes, which need no common disk; None: all are on one."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: a third slower, with activations of one layer at a
     time in memory."""
@@ -210,6 +212,20 @@ class PolicyConfig(Settings):
         if self.retrieval is None:
             values.pop("retrieval", None)
         return values
+
+    @model_validator(mode="after")
+    def _equal_nodes(self) -> Self:
+        if self.ranks_per_node is not None and self.ranks % self.ranks_per_node:
+            raise ValueError(
+                f"ranks_per_node is {self.ranks_per_node}, and {self.ranks} ranks do not fill nodes "
+                "evenly; set ranks to a multiple of ranks_per_node"
+            )
+        return self
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes that the ranks of the learner are on."""
+        return self.ranks // (self.ranks_per_node or self.ranks)
 
     @model_validator(mode="after")
     def _bank_of_adapters(self) -> Self:

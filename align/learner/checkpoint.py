@@ -6,7 +6,7 @@
 
 A checkpoint becomes visible as a whole or not at all, only the newest is kept, and every byte is verified
 before a single weight is touched. The prompts of a step follow from its number, so there is no data cursor.
-Ranks write into one folder: they have to share a filesystem.
+Ranks on several disks write into as many folders, whose files the driver then brings together.
 """
 
 from __future__ import annotations
@@ -79,22 +79,25 @@ def save_checkpoint(
     identity: Mapping[str, str],
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint and remove the ones before it. All ranks call this together."""
+    """Write a checkpoint and remove the ones before it. All ranks call this together.
+
+    On each disk that ranks write to, a whole manifest stands beside the files of the ranks there.
+    """
     from safetensors.torch import save_file
 
     ranks = state.ranks
     with ExitStack() as stack:
         new_folder: Path | None = None
-        if ranks.rank == 0:
+        if ranks.rank == ranks.keeper:
             clear_abandoned(folder / STAGING)
             new_folder = stack.enter_context(staged(folder / STAGING))
-        staging = ranks.exchange(new_folder)[0]
+        staging = ranks.exchange(new_folder)[ranks.keeper]
         assert staging is not None
         path = staging / file_of(ranks.rank)
         save_file(_tensors(state), path)
         sync(path)
         files = ranks.exchange((path.name, _sha256(path)))
-        if ranks.rank > 0:
+        if ranks.rank != ranks.keeper:
             return
         manifest = Checkpoint(
             step=step,
@@ -106,7 +109,7 @@ def save_checkpoint(
         )
         (staging / CHECKPOINT).write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True))
         sync(staging / CHECKPOINT)
-        _publish(staging, checkpoint_at(folder, step))
+        publish_checkpoint(staging, checkpoint_at(folder, step))
 
 
 def restore_checkpoint(
@@ -141,7 +144,7 @@ def file_of(rank: int) -> str:
     return f"rank-{rank}.safetensors"
 
 
-def _publish(staging: Path, final: Path) -> None:
+def publish_checkpoint(staging: Path, final: Path) -> None:
     """Give a complete folder its name, then remove every other checkpoint."""
     sync(staging)
     shutil.rmtree(final, ignore_errors=True)

@@ -28,7 +28,7 @@ from align.learner.ranks.lanes import Lanes, lanes_for
 from align.learner.ranks.ranks import SOLO, Ranks
 from align.learner.ranks.sharding import local
 from align.learner.reference_cache import ReferenceCache
-from align.learner.references import PolicyTask, ReferenceModels, References
+from align.learner.references import PlaceOf, PolicyTask, ReferenceModels, References, here
 from align.learner.teachers.moving_copy import MovingCopy, moving_copy
 from align.learner.training import Objective, Training
 from rollouts.engines.protocol import WeightUpdate
@@ -58,6 +58,7 @@ class Learner:
         scratch: Path,
         tolerance: float | None = None,
         ranks: Ranks = SOLO,
+        place_of: PlaceOf = here,
     ) -> None:
         torch.set_num_threads(config.threads)
         keep_freed_memory()
@@ -71,9 +72,10 @@ class Learner:
         if self.device.type == "cpu":
             self.pass_tokens = tokens_that_fit(self.policy.text_config, self.pass_tokens)
         self.lanes = Lanes(self._num_lanes(), config.threads)
-        self.anchors = ReferenceModels(self.policy, folder_of)
+        self.anchors = ReferenceModels(self.policy, folder_of, place_of)
         self.reference_cache = ReferenceCache()
         self._base, self._folder_of, self._scratch = base, folder_of, scratch
+        self._place_of = place_of
         self.version, self.fresh = "", True
         self.tolerance = tolerance or TOLERANCE[config.dtype]
 
@@ -106,7 +108,7 @@ class Learner:
         if (critic_config := spec.algorithm.critic_config) is not None:
             adapters = self.policy.config.snapshot_kind != "model"
             full = self._base if adapters else self._folder_of(references.parent)
-            critic = make_critic(critic_config, self.policy, full)
+            critic = make_critic(critic_config, self.policy, full, self._place_of)
             add_group(optimizer, critic.parameters(), critic_config.lr)
         objective = Objective(
             policy=self.policy,
@@ -152,6 +154,7 @@ class Learner:
             ranks=self.ranks,
             weights_of=partial(self._weights_of, seed),
             seed=seed,
+            place_of=self._place_of,
         )
         penalties = make(view)
         for penalty in penalties:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from align.algorithms.micro_batch import MicroBatch
@@ -41,6 +43,8 @@ class LearnerView:
     policy then holds that snapshot, so only `Penalty.before_round` may call it."""
     seed: int = 0
     """Seed of the round, the same for every attempt and on every rank."""
+    place_of: Callable[[Path], Path] = lambda path: path
+    """Finds the file of an artifact on the node of this rank."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,5 +230,14 @@ class Penalty(Protocol):
         ...
 
 
-MakePenalties = Callable[[LearnerView], Sequence[Penalty]]
-"""Builds the penalties of a round on one rank. It travels to other processes, so it can be pickled."""
+class MakePenalties(Protocol):
+    """Builder of a round's penalties on one rank. It travels to other processes, so it can be pickled."""
+
+    @property
+    def artifacts(self) -> Mapping[str, Path]:
+        """Files that the penalties read, as the driver names them."""
+        ...
+
+    def __call__(self, view: LearnerView) -> Sequence[Penalty]:
+        """Build the penalties."""
+        ...

@@ -28,8 +28,15 @@ from rollouts.types import SnapshotId
 
 FolderOf = Callable[[SnapshotId], Path]
 """Function that finds the folder of a snapshot."""
+PlaceOf = Callable[[Path], Path]
+"""Function that finds a file or folder of the driver's on the node of a rank."""
 CACHE_BYTES = 2 << 30
 """Host memory that full-weight anchors may keep resident; beyond it the least recently used goes."""
+
+
+def here(path: Path) -> Path:
+    """Return the path itself: the place of a file in the driver's own process."""
+    return path
 
 
 class Beginning(Protocol):
@@ -113,9 +120,11 @@ class ReferenceModels:
         self,
         policy: Policy,
         folder_of: FolderOf,
+        place_of: PlaceOf = here,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._policy, self._folder_of, self._cache_bytes = policy, folder_of, cache_bytes
+        self._place_of = place_of
         self._models: OrderedDict[SnapshotId, Any] = OrderedDict()
         self._adapters: set[SnapshotId] = set()
 
@@ -164,7 +173,7 @@ class ReferenceModels:
 
     def _folder(self, snapshot: SnapshotId) -> Path:
         if snapshot.startswith(MODEL):
-            return Path(snapshot.removeprefix(MODEL)).expanduser()
+            return self._place_of(Path(snapshot.removeprefix(MODEL)).expanduser())
         return self._folder_of(snapshot)
 
     def _adapter_outputs(

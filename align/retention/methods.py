@@ -27,8 +27,9 @@ class RetentionMethods:
 
     def __call__(self, view: LearnerView) -> Sequence[RetentionMethod[Any]]:
         """Build every method of the round in the order of its settings, and what its replay rehearses."""
+        artifacts = {name: view.place_of(path) for name, path in self.artifacts.items()}
         methods = [
-            method_class(config.name)(config, view, self.artifacts.get(config.name))
+            method_class(config.name)(config, view, artifacts.get(config.name))
             for config in view.spec.methods
         ]
         for method in methods:

@@ -1,28 +1,24 @@
 """Check that a campaign's processes fit on a cluster, and if not, which one, where, and why.
 
 Asked before anything is started: a process that fits nowhere would otherwise wait until its deadline
-and end with no more than that. Reading the cluster is apart from the sums, which are exact for one group
-that must be together and processes that are all alike. Processes of several kinds are held against the
-nodes kind by kind and all together against their sum, so what fits is never refused.
+and end with no more than that. Reading the cluster is apart from the sums, which are exact for groups of
+one kind, each on a node of its own, and processes that are all alike. Processes of several kinds are held
+against the nodes kind by kind and all together against their sum, so what fits is never refused.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from align.config.campaign import CampaignConfig
 from align.config.episodes.placement import placed_workers
 from rollouts.errors import UserError
-from rollouts.pool.placement import Bundle, told
+from rollouts.pool.placement import Bundle, free_resources, shown, told
 
 RETRY_S = 2.0
-LOOK_S = 60.0
-"""Seconds a node may take to tell what is free."""
-HIDDEN = ("node:", "memory", "object_store_memory", "accelerator_type:")
-"""Resources that Ray keeps for itself, by prefix."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +38,19 @@ class Demand:
     """Name of one such process, such as ``engine``."""
     bundle: Bundle
     count: int
-    together: bool = False
-    """True if all of them must be on one node."""
+    nodes: int | None = None
+    """Number of nodes that they must fill evenly; None: each may be anywhere."""
+
+    @property
+    def per_node(self) -> int:
+        """Number of processes that must be on one node together."""
+        return 1 if self.nodes is None else self.count // self.nodes
 
     def __str__(self) -> str:
-        suffix = ", all on one node" if self.together and self.count > 1 else ""
+        suffix = ""
+        if self.nodes is not None and self.count > 1:
+            together = f"{self.per_node} on each of {self.nodes} nodes"
+            suffix = ", all on one node" if self.nodes == 1 else f", {together}"
         return f"{self.count} x {self.what} ({told(self.bundle)} each{suffix})"
 
 
@@ -67,7 +71,7 @@ def demands_of(config: CampaignConfig, *, gpus: bool) -> list[Demand]:
     if policy.ranks == 1:
         return [engine, *workers]
     rank = policy.resources.bundle(gpus=gpus)
-    ranks = Demand(what="learner rank", bundle=rank, count=policy.ranks, together=True)
+    ranks = Demand(what="learner rank", bundle=rank, count=policy.ranks, nodes=policy.nodes)
     return [ranks, engine, *workers]
 
 
@@ -76,7 +80,7 @@ def problems(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> list[st
     reasons = []
     for demand in demands:
         # One process, or one group that stays together, against the node that has most.
-        times = demand.count if demand.together else 1
+        times = demand.per_node
         whole = f"{times} {demand.what}s on one node" if times > 1 else f"one {demand.what}"
         for name, amount in demand.bundle.items():
             most = max((node.total.get(name, 0.0) for node in nodes), default=0.0)
@@ -94,26 +98,40 @@ def shortages(nodes: Sequence[ClusterNode], demands: Sequence[Demand]) -> list[s
 
 
 def _too_many(rooms: Sequence[Bundle], demands: Sequence[Demand]) -> list[str]:
-    """Place the group on each node in turn, and report how many of the others fit then."""
-    group = next((demand for demand in demands if demand.together), None)
-    singles = [demand for demand in demands if not demand.together]
-    layouts = [list(rooms)]
-    if group is not None:
-        layouts = []
-        for index, room in enumerate(rooms):
-            if _fits(room, group.bundle) >= group.count:
-                group_total = {name: group.count * amount for name, amount in group.bundle.items()}
-                left = {name: amount - group_total.get(name, 0.0) for name, amount in room.items()}
-                layouts.append([*rooms[:index], left, *rooms[index + 1 :]])
-    if not layouts:
-        return [f"no single node has room for {group}"]
-    beside = f" beside {group}" if group is not None else ""
+    """Place the groups where they cost the others least, and report how many of these fit then."""
+    grouped = next((demand for demand in demands if demand.nodes is not None), None)
+    count = 0 if grouped is None or grouped.nodes is None else grouped.nodes
+    after = [room if grouped is None else _less(room, grouped) for room in rooms]
+    able = [left is not None for left in after]
+    if grouped is not None and sum(able) < count:
+        single = count == 1
+        where = "no single node has" if single else f"{sum(able)} of {count} nodes have"
+        whom = str(grouped) if single else f"{grouped.per_node} each of {grouped}"
+        return [f"{where} room for {whom}"]
+    beside = f" beside {grouped}" if grouped is not None else ""
     reasons = []
-    for single in singles:
-        most = max(sum(_fits(room, single.bundle) for room in layout) for layout in layouts)
-        if most < single.count:
-            reasons.append(f"there is room for {most} of {single}{beside}")
+    for demand in demands:
+        if demand is grouped:
+            continue
+        fits = [_fits(room, demand.bundle) for room in rooms]
+        losses = [
+            fit - _fits(left, demand.bundle)
+            for fit, left in zip(fits, after, strict=True)
+            if left is not None
+        ]
+        most = sum(fits) - sum(sorted(losses)[:count])
+        if most < demand.count:
+            reasons.append(f"there is room for {most} of {demand}{beside}")
     return reasons or _too_much(rooms, demands)
+
+
+def _less(room: Bundle, group: Demand) -> Bundle | None:
+    """Return what one of the groups leaves of a node's room; None if it has not enough."""
+    if _fits(room, group.bundle) < group.per_node:
+        return None
+    return {
+        name: amount - group.per_node * group.bundle.get(name, 0.0) for name, amount in room.items()
+    }
 
 
 def _too_much(rooms: Sequence[Bundle], demands: Sequence[Demand]) -> list[str]:
@@ -202,29 +220,13 @@ def cluster_nodes() -> list[ClusterNode]:
     """List the nodes of the cluster that this process is connected to."""
     import ray
 
-    if ray.util.client.ray.is_connected():
-        # A driver that is on no node sees no node's resources: one of the nodes looks for it.
-        free = ray.get(ray.remote(num_cpus=0)(_free_by_node).remote(), timeout=LOOK_S)
-    else:
-        free = _free_by_node()
+    free = free_resources()
     return [
         ClusterNode(
             name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
-            total=_shown(node["Resources"]),
-            free=_shown(free.get(node["NodeID"], {})),
+            total=shown(node["Resources"]),
+            free=free.get(node["NodeID"], {}),
         )
         for node in ray.nodes()
         if node["Alive"]
     ]
-
-
-def _free_by_node() -> dict[str, dict[str, float]]:
-    """Return the resources that nobody has taken, by the node's id."""
-    from ray._private.state import available_resources_per_node
-
-    resources: dict[str, dict[str, float]] = available_resources_per_node()
-    return resources
-
-
-def _shown(resources: Mapping[str, float]) -> dict[str, float]:
-    return {name: amount for name, amount in resources.items() if not name.startswith(HIDDEN)}

@@ -11,18 +11,22 @@ from typing import Any, Literal
 
 Bundle = Mapping[str, float]
 """Resources that one process takes, as Ray names them: ``{"CPU": 1, "GPU": 1, "a100": 1}``."""
+HIDDEN = ("node:", "memory", "object_store_memory", "accelerator_type:", "bundle")
+"""Resources that Ray keeps for itself, by prefix."""
+LOOK_S = 60.0
+"""Seconds that a node may take to tell what is free."""
 
 
 class Room:
-    """One bundle for each process of a group.
+    """One bundle for each process of a group, or for the processes of a node.
 
     Args:
         bundles: what each takes.
-        strategy: ``PACK`` on as few nodes as there is room on, ``STRICT_PACK`` on one node.
+        strategy: ``PACK`` on as few nodes as there is room on, ``STRICT_SPREAD`` each on a node of its own.
     """
 
     def __init__(
-        self, bundles: Sequence[Bundle], strategy: Literal["PACK", "STRICT_PACK"] = "PACK"
+        self, bundles: Sequence[Bundle], strategy: Literal["PACK", "STRICT_SPREAD"] = "PACK"
     ) -> None:
         import ray
 
@@ -34,11 +38,15 @@ class Room:
         none."""
         return bool(self._group.wait(seconds))
 
-    def options(self, index: int) -> dict[str, Any]:
-        """Return the options of the actor that takes the bundle ``index``."""
+    def options(self, index: int, part: Bundle | None = None) -> dict[str, Any]:
+        """Return the options of an actor in the bundle ``index``.
+
+        Args:
+            part: what the actor takes of the bundle; None: all of it.
+        """
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        resources = dict(self._bundles[index])
+        resources = dict(self._bundles[index] if part is None else part)
         return {
             "num_cpus": resources.pop("CPU", 0),
             "num_gpus": resources.pop("GPU", 0),
@@ -54,6 +62,52 @@ class Room:
 
         if ray.is_initialized():
             ray.util.remove_placement_group(self._group)
+
+
+def free_resources() -> dict[str, Bundle]:
+    """Return the resources that nobody has taken, by the node's id; Ray's own are left out."""
+    import ray
+
+    # A driver that is on no node sees no node's resources: one of the nodes looks for it.
+    if ray.util.client.ray.is_connected():
+        free = ray.get(ray.remote(num_cpus=0)(_free).remote(), timeout=LOOK_S)
+    else:
+        free = _free()
+    return {node: shown(resources) for node, resources in free.items()}
+
+
+def free_by_node() -> list[str]:
+    """Say of each node what nobody has taken."""
+    import ray
+
+    free = free_resources()
+    return [
+        f"{told(free.get(node['NodeID'], {})) or 'nothing'} free at {node['NodeManagerAddress']}"
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def shown(resources: Bundle) -> Bundle:
+    """Return resources without those that Ray keeps for itself."""
+    return {name: amount for name, amount in resources.items() if not name.startswith(HIDDEN)}
+
+
+def _free() -> dict[str, Bundle]:
+    from ray._private.state import available_resources_per_node
+
+    resources: dict[str, Bundle] = available_resources_per_node()
+    return resources
+
+
+def own_node() -> str | None:
+    """Return Ray's id of the node that this process is on; None if it is on none."""
+    import ray
+
+    if ray.util.client.ray.is_connected():
+        return None
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 def on_one_machine() -> bool:

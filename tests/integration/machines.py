@@ -88,18 +88,19 @@ class Machines:
         self._inside(self._switch, "ip link add bridge type bridge")
         self._inside(self._switch, "ip link set bridge up")
 
-    def add(self, name: str, command: Sequence[str]) -> Machine:
+    def add(self, name: str, command: Sequence[str], lacks: Path | None = None) -> Machine:
         """Switch a machine on; it runs the command once it has its network, and again if it ends.
 
         ``ADDRESS`` in the command stands for the machine's own address. Services are restarted as on any
-        server: a start of Ray that was too slow on a busy host is not the end of the machine.
+        server: a start of Ray that was too slow on a busy host is not the end of the machine. It has an empty
+        disk of its own in place of the folder that it ``lacks``.
         """
         self._count += 1
         number, ready = self._count, self._folder / f"{name}-{self._count}.up"
         script = f'while [ ! -e "{ready}" ]; do sleep 0.05; done; while :; do "$@"; sleep 1; done'
         port, address = f"port{number}", f"10.77.0.{number}"
         command = [word.replace("ADDRESS", address) for word in command]
-        process = self._boot(name, ["sh", "-c", script, "sh", *command])
+        process = self._boot(name, ["sh", "-c", script, "sh", *command], lacks)
         self._inside(
             self._switch, f"ip link add {port} type veth peer name eth0 netns {process.pid}"
         )
@@ -118,11 +119,19 @@ class Machines:
         self._switch.kill()
         self._switch.wait()
 
-    def _boot(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    def cut(self, machine: Machine, *, off: bool = True) -> None:
+        """Pull the plug of a machine's network, or put it back."""
+        number = machine.address.rpartition(".")[2]
+        self._inside(self._switch, f"ip link set port{number} {'down' if off else 'up'}")
+
+    def _boot(
+        self, name: str, command: Sequence[str], lacks: Path | None = None
+    ) -> subprocess.Popen[bytes]:
         ray = self._folder / f"{name}-ray"
         ray.mkdir(exist_ok=True)
         Path("/tmp/ray").mkdir(exist_ok=True)
-        script = f'hostname {name} && mount --bind "{ray}" /tmp/ray && exec "$@"'
+        empty = "" if lacks is None else f'mount -t tmpfs none "{lacks}" && '
+        script = f'hostname {name} && {empty}mount --bind "{ray}" /tmp/ray && exec "$@"'
         log = (self._folder / f"{name}.log").open("ab")
         process = subprocess.Popen(
             [*ISOLATED, "sh", "-c", script, "sh", *command],

@@ -18,6 +18,7 @@ from align.algorithms.outputs import Outputs
 from align.algorithms.policy_gradient.actor_critic.ppo import SHARED, CriticConfig
 from align.learner.model.loading import load_model
 from align.learner.model.policy import Policy, completion_outputs
+from align.learner.references import PlaceOf, here
 from align.learner.teachers.companions import check_companion
 from rollouts.errors import RunError
 
@@ -97,15 +98,18 @@ class Critic:
                 yield f"body.{name}", parameter
 
 
-def make_critic(config: CriticConfig, policy: Policy, parent: Path) -> Critic:
+def make_critic(
+    config: CriticConfig, policy: Policy, parent: Path, place_of: PlaceOf = here
+) -> Critic:
     """Make a fresh critic of a policy.
 
     Args:
         parent: folder of the model that the round starts from, with full weights.
+        place_of: finds the folder of another model.
     """
     body, folder = None, parent
     if config.model not in (None, SHARED):
-        folder = Path(config.model).expanduser()
+        folder = place_of(Path(config.model).expanduser())
         check_companion(parent, folder, what="critic", where="algorithm.critic.model")
     if config.model != SHARED:
         body = load_model(folder, policy.config, policy.device, torch.float32)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from align.config.campaign import PolicyConfig
+from align.learner.folder.folder import weight_files
 from align.learner.model.linear import speed_up
 from align.learner.model.mapping import attention_of
 from align.learner.model.norm import speed_up_norms
@@ -31,6 +32,39 @@ def load_model(
     folder: Path, config: PolicyConfig, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
     """Load a causal language model from a folder; its own code runs only if that is allowed."""
+    return sped_up(from_folder(folder, config, dtype).to(device))
+
+
+def load_mapped(folder: Path, config: PolicyConfig) -> PreTrainedModel:
+    """Load a model whose weights stay in the folder's files, which are mapped, until they are sharded.
+
+    Matrices have the precision of the files, and vectors float32. A model with buffers of its own that
+    depend on the precision is read in float32.
+    """
+    model = from_folder(folder, config, precision_of(folder))
+    if any(b.is_floating_point() and b.dtype != torch.float32 for b in model.buffers()):
+        model = from_folder(folder, config, torch.float32)
+    for parameter in model.parameters():
+        if parameter.ndim < 2:
+            parameter.data = parameter.data.float()
+    return sped_up(model)
+
+
+def precision_of(folder: Path) -> torch.dtype:
+    """Return the precision that all floating tensors of a folder have; float32 if they differ."""
+    from safetensors import safe_open
+
+    kinds: set[str] = set()
+    for file in weight_files(folder):
+        with safe_open(file, "np") as opened:
+            kinds |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(
+        kinds.pop() if len(kinds) == 1 else "", torch.float32
+    )
+
+
+def from_folder(folder: Path, config: PolicyConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a model as transformers does, on the host."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -42,7 +76,12 @@ def load_model(
         local_files_only=True,
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
-    ).to(device)
+    )
+    return model
+
+
+def sped_up(model: PreTrainedModel) -> PreTrainedModel:
+    """Give a model the faster layers that fit it, and let it read rows without padding."""
     speed_up(model.eval())
     speed_up_norms(model)
     speed_up_rotary(model)
@@ -67,21 +106,33 @@ def write_model(
         for name, tensor in saved.items()
     }
     model.save_pretrained(folder, state_dict=rounded)
-    # save_pretrained wrote the precision in memory here, and readers go by this entry.
+    state_precision(folder, dtype)
+
+
+def state_precision(folder: Path, dtype: torch.dtype) -> None:
+    """Write the precision of a folder's weights into its config.
+
+    `save_pretrained` writes the precision in memory there, and readers go by this entry.
+    """
     file = folder / "config.json"
     content = json.loads(file.read_text("utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_weights(model: Any, folder: Path) -> dict[str, Tensor]:
-    """Read a folder's weights in float32, by their names in ``model``; tied ones under every name.
+def read_weights(model: Any, folder: Path, *, mapped: bool = False) -> dict[str, Tensor]:
+    """Read a folder's weights, by their names in ``model``; tied ones under every name.
+
+    Args:
+        mapped: leave them in the files, which are mapped, in the precision that they have there; else they
+            are in float32.
 
     Raises:
         RunError: the folder has no whole model, or one of another shape.
     """
     if not (folder / "config.json").is_file():
         raise _misfit("config.json", folder.name)
-    return _converted(model, folder.name, folder, None)
+    dtype = precision_of(folder) if mapped else torch.float32
+    return _converted(model, folder.name, folder, None, dtype)
 
 
 def convert_weights(
@@ -96,7 +147,11 @@ def convert_weights(
 
 
 def _converted(
-    model: Any, name: str, folder: Path | None, tensors: Mapping[str, Tensor] | None
+    model: Any,
+    name: str,
+    folder: Path | None,
+    tensors: Mapping[str, Tensor] | None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Load a second model of the same class and return its state; files are mapped, not copied."""
     from torch.distributed.fsdp import FSDPModule
@@ -109,7 +164,7 @@ def _converted(
         folder,
         config=model.config,
         state_dict=tensors,
-        dtype=torch.float32,
+        dtype=dtype,
         attn_implementation="sdpa" if getattr(model, "_supports_sdpa", False) else "eager",
         local_files_only=True,
         use_safetensors=True,

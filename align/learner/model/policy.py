@@ -37,10 +37,17 @@ from align.learner.model.adapter import (
     with_adapter,
 )
 from align.learner.model.blend import blended
-from align.learner.model.loading import convert_weights, load_model, read_weights, write_model
+from align.learner.model.loading import (
+    convert_weights,
+    load_mapped,
+    load_model,
+    read_weights,
+    write_model,
+)
 from align.learner.model.mapping import stored_form
 from align.learner.model.stored_update import stored_tensors, with_updates
 from align.learner.packing import hidden_states, packs
+from align.learner.ranks.parts import write_parts
 from align.learner.ranks.ranks import SOLO, Ranks
 from align.learner.ranks.sharding import (
     decoder_layers,
@@ -120,10 +127,14 @@ class Policy:
         """Folder with the weights under the adapter; None if no folder has them."""
         self._stored: dict[str, StoredTensor] | None = None
         """Places of these weights in the folder's files; None before they are looked up."""
-        # A model that will be sharded may be too large for one device.
+        # A model that will be sharded may be too large for one device, and for the host's memory.
         self._home = torch.device("cpu") if self._sharded else device
         # Master weights are in float32, since in bfloat16 a step of 1e-5 would be lost to rounding.
-        self.model: Any = load_model(base, config, self._home, torch.float32)
+        self.model: Any = (
+            load_mapped(base, config)
+            if self._sharded
+            else load_model(base, config, self._home, torch.float32)
+        )
         self.snapshot_dtype: torch.dtype = getattr(torch, stored_dtype(base, config))
         self._check_head()
         # transformers' own switch acts only in training mode, which would also turn dropout on.
@@ -151,7 +162,7 @@ class Policy:
         if self.config.snapshot_kind == "adapter":
             load_adapter(self.model, folder)
             return
-        self._load_base(read_weights(causal_of(self.model), folder))
+        self._load_base(read_weights(causal_of(self.model), folder, mapped=self._sharded))
         self._under, self._stored = folder, None
         if self.config.lora is not None:
             reset_adapter(self.model)
@@ -259,14 +270,14 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Write the snapshot's safetensors and configs: a whole model, or the adapter alone.
 
-        All ranks must call this; the first writes.
+        All ranks must call this; the first writes, and of sharded weights each a part.
         """
-        state = None
         if self._sharded:
             drop_gathered(self.model)
-            state = self._gathered(self.model.state_dict(keep_vars=True))
-        if self._ranks.rank > 0:
+            write_parts(self.model, folder, self._ranks, self.snapshot_dtype)
+        if self._sharded or self._ranks.rank > 0:
             return
+        state = None
         if self.bank is not None:
             self.bank.save(folder)
             return
@@ -286,11 +297,10 @@ class Policy:
         drop_gathered(self.model)
         causal, keys = causal_of(self.model), base_keys(self.model)
         present = causal.state_dict()
-        state = {
-            keys[name]: part_like(full.to(self._home), present[keys[name]])
-            for name, full in tensors.items()
-        }
-        causal.load_state_dict(state, strict=False)
+        with torch.no_grad():
+            for name, full in tensors.items():
+                like = present[keys[name]]
+                like.copy_(part_like(full.to(self._home), like))
 
     def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return gathered(tensors.items(), keep=self._ranks.rank == 0)
@@ -308,7 +318,12 @@ class Policy:
             torch.arange(4, device=self._home)[None]
             % self.model.config.get_text_config().vocab_size
         )
-        with torch.no_grad():
+        # Weights that stay in bfloat16 files meet vectors in float32 here.
+        narrow = next((p.dtype for p in self.model.parameters() if p.ndim > 1), torch.float32)
+        with (
+            torch.no_grad(),
+            torch.autocast(self._home.type, torch.bfloat16, enabled=narrow != torch.float32),
+        ):
             whole = self.model(input_ids=tokens_BT, use_cache=False).logits.float()
             hidden = self.model.get_decoder()(
                 input_ids=tokens_BT, use_cache=False

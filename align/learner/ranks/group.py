@@ -8,34 +8,39 @@ three things:
   other it is closed;
 * `close` leaves no process behind.
 
-All ranks are placed on one machine: they talk over loopback, where nobody else can join them, and read
-snapshots and checkpoints from the same folders. Ray must be running; the group starts no cluster.
+Ranks on one node talk over loopback, where nobody else can join them. Those of several nodes meet at the
+first one's address, and get copies of what they read where they do not see the driver's disk, as they hand
+over what they write. Ray must be running; the group starts no cluster.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import time
+import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
-from threading import get_ident
-from typing import TYPE_CHECKING, Any, Literal
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any
 
 from align.config.campaign import PolicyConfig, RoundSettings
 from align.config.policy import WaitsConfig
+from align.learner.ranks.actor import LOOPBACK, Part, RankActor, Spot
+from align.learner.ranks.file_transfer import FileTransfer, LearnerNode
+from align.learner.ranks.node_folder import NodeFolder
+from align.learner.teachers.teacher import companions_of
+from align.store.run_folder import STAGING, checkpoint_at, checkpoints_in
+from align.store.snapshots.staging import clear_abandoned, staged
 from rollouts.engines.protocol import WeightUpdate
-from rollouts.engines.stored_tensor import read_stored
 from rollouts.errors import KeelError, RunError
 from rollouts.machine.device import resolve_device
 from rollouts.machine.processor import quickest_dtype
 from rollouts.machine.silence import Silence
 from rollouts.pool.fleet import Note, reason_of
-from rollouts.pool.placement import Room, on_one_machine, told
+from rollouts.pool.placement import Room, free_by_node, own_node, told
 from rollouts.types import Mix, PromptIds, SnapshotId
 
 if TYPE_CHECKING:
@@ -44,117 +49,15 @@ if TYPE_CHECKING:
     from align.learner.penalty import MakePenalties
     from align.learner.references import PolicyTask, References
 
-Part = Literal["rank", "learner", "training"]
-"""Object of a rank that a call goes to; the training is the one that was begun last."""
-HOST = "127.0.0.1"
 WHERE = "learner ranks"
 SIGNS = "signs"
 """Concurrency group of `RankActor.sign`, which answers beside a running call."""
 SIGN_S = 5.0
 """Seconds in which a rank that lives says what it does."""
-COLLECTIVES = "torch.distributed.distributed_c10d"
-"""Module of the calls in which a rank waits for the others."""
+LEAVE_S = 2.0
+"""Seconds that nodes may take to remove their copies; what they leave is removed by the ranks to come."""
 GRACE_S = 5.0
 """Seconds that other ranks may take to report after one has failed: the first is often not the cause."""
-
-
-class RankActor:
-    """One rank's learner, in a process of its own."""
-
-    def __init__(self, rank: int, size: int, deadline_s: float) -> None:
-        self._rank, self._size, self._deadline = rank, size, timedelta(seconds=deadline_s)
-        self._folders: dict[SnapshotId, Path] = {}
-        self._learner: Any = None
-        self._training: Any = None
-        self._store: Any = None
-        self._caller = 0
-        """Thread of the running call."""
-
-    def sign(self) -> str:
-        """Say what the rank does at this moment; called on a thread of its own beside a running call."""
-        frame = sys._current_frames().get(self._caller)
-        activity = "has nothing to do"
-        while frame is not None:
-            module, function = str(frame.f_globals.get("__name__", "")), frame.f_code.co_name
-            if module == COLLECTIVES and function != "wrapper":
-                activity = f"waits for the others in {function}"
-            elif module.startswith("align.learner.") and activity == "has nothing to do":
-                activity = f"is in {module.removeprefix('align.learner.')}.{function}"
-            frame = frame.f_back
-        return activity
-
-    def open_store(self) -> int:
-        """Open the meeting point of all ranks; return its port, which nobody else can have taken."""
-        self._store = self._meet(0)
-        return int(self._store.port)
-
-    def start(self, port: int, base: Path, config: PolicyConfig, **options: Any) -> int:
-        """Join the others and build the learner; return the id of the process it lives in."""
-        import torch
-
-        from align.learner.learner import Learner
-        from align.learner.ranks.ranks import Ranks
-
-        self._caller = get_ident()
-        cuda = torch.cuda.is_available()
-        torch.distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=self._store or self._meet(port),
-            rank=self._rank,
-            world_size=self._size,
-            timeout=self._deadline,
-        )
-        self._learner = Learner(
-            base,
-            config,
-            folder_of=self._folders.__getitem__,
-            ranks=Ranks(self._rank, self._size),
-            **options,
-        )
-        return os.getpid()
-
-    def begin(self, *args: Any, **options: Any) -> None:
-        """Begin a round; the training before is let go of first."""
-        self._training = None
-        self._training = self._learner.begin(*args, **options)
-
-    def call(
-        self,
-        folders: Mapping[SnapshotId, Path],
-        part: Part,
-        method: str,
-        *args: Any,
-        **options: Any,
-    ) -> Any:
-        """Call a method; only the first rank's result travels, weights as arrays in host memory."""
-        from rollouts.engines.weight_transfer import to_host
-
-        self._caller = get_ident()
-        self._folders.update(folders)
-        parts = {"rank": self, "learner": self._learner, "training": self._training}
-        result = getattr(parts[part], method)(*args, **options)
-        if self._rank > 0:
-            return None
-        if isinstance(result, WeightUpdate) and result.tensors is not None:
-            tensors = result.tensors if on_one_machine() else read_stored(result.tensors)
-            return replace(result, tensors=to_host(tensors))
-        return result
-
-    def save_critic(self, folder: Path) -> None:
-        """Write the critic; one rank is asked, since each holds it whole."""
-        self._training.critic.save(folder)
-
-    def _meet(self, port: int) -> Any:
-        import torch
-
-        return torch.distributed.TCPStore(  # type: ignore[attr-defined]
-            HOST,
-            port,
-            self._size,
-            is_master=self._rank == 0,
-            timeout=self._deadline,
-            wait_for_workers=False,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +68,7 @@ class GroupCritic:
 
     def save(self, folder: Path) -> None:
         """See `Critic.save`; the first rank writes."""
-        self.group.save_critic(folder.absolute())
+        self.group.write("rank", "save_critic", folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,7 +95,7 @@ class GroupTraining:
 
     def write_artifacts(self, folder: Path, rows: Sequence[Row]) -> None:
         """See `Training.write_artifacts`; the first rank writes."""
-        self.learner.call("training", (), "write_artifacts", folder.absolute(), rows)
+        self.learner.write("training", "write_artifacts", folder, rows)
 
     def counters(self) -> dict[str, Any]:
         """See `Training.counters`; the first rank's."""
@@ -205,13 +108,11 @@ class GroupTraining:
 
     def checkpoint(self, folder: Path, step: int, **records: Any) -> None:
         """See `Training.checkpoint`; every rank writes its own part."""
-        self.learner.call("training", (), "checkpoint", folder.absolute(), step, **records)
+        self.learner.write_checkpoint(folder, step, **records)
 
     def restore(self, folder: Path, *, identity: Mapping[str, str]) -> Checkpoint | None:
         """See `Training.restore`."""
-        checkpoint: Checkpoint | None = self.learner.call(
-            "training", (), "restore", folder.absolute(), identity=identity
-        )
+        checkpoint: Checkpoint | None = self.learner.read_checkpoint(folder, identity=identity)
         return checkpoint
 
 
@@ -249,20 +150,19 @@ class LearnerGroup:
         config = config.without_auto(quickest_dtype(resolve_device("auto")))
         self.tolerance = tolerance or TOLERANCE[config.dtype]
         self._folder_of, self._waits, self._note = folder_of, waits, note
+        self._scratch = scratch.absolute()
         self._folders: dict[SnapshotId, Path] = {}
         self._room: Room | None = None
         self._actors: list[Any] = []
+        self._transfer = FileTransfer((), self._answers)
+        self._adapters: deque[Path] = deque()
+        """Folders of adapters that were brought here from another node, the newest last."""
         self.pids: list[int] = []
         """Process id of each rank."""
         try:
-            self._launch(config, waits.ranks_start_s)
-            first = self._actors[0].open_store.remote()
-            port = self._wait([first], waits.ranks_start_s, "start")[0]
-            options = {"scratch": scratch.absolute(), "tolerance": tolerance}
-            starts = [
-                a.start.remote(port, base.absolute(), config, **options) for a in self._actors
-            ]
-            self.pids = self._wait(starts, waits.ranks_start_s, "start")
+            self._launch(config)
+            options = {"scratch": self._scratch, "tolerance": tolerance}
+            self._start(base.absolute(), config, options)
         except BaseException:
             self.close()
             raise
@@ -280,6 +180,8 @@ class LearnerGroup:
         snapshots = [references.base, references.parent, *references.rounds.values()]
         if references.beginning is not None:
             snapshots.extend(references.beginning.snapshots)
+        for path in (*penalties.artifacts.values(), *companions_of(spec)):
+            self._transfer.send(path.absolute())
         options = {"num_steps": num_steps, "seed": seed, "penalties": penalties}
         self.call("rank", snapshots, "begin", spec, references, **options)
         has_critic = spec.algorithm.critic_config is not None
@@ -295,12 +197,20 @@ class LearnerGroup:
 
     def save(self, folder: Path) -> None:
         """See `Learner.save`; the first rank writes."""
-        self.call("learner", (), "save", folder.absolute())
+        self.write("learner", "save", folder)
 
     def weights(self, version: str) -> WeightUpdate:
         """See `Learner.weights`; the tensors are arrays in host memory."""
         update: WeightUpdate = self.call("learner", (), "weights", version)
-        return update
+        if update.adapter is None or not self._transfer.needed:
+            return update
+        folder = self._scratch / Path(update.adapter).name
+        self._transfer.collect(folder, folder, keep=True)
+        # Engines use the last adapter until they have the new one; older ones are not read again.
+        self._adapters.append(folder)
+        if len(self._adapters) > 2:
+            rmtree(self._adapters.popleft(), ignore_errors=True)
+        return replace(update, adapter=str(folder))
 
     def begin_adapter(
         self,
@@ -332,43 +242,87 @@ class LearnerGroup:
         room, self._room = self._room, None
         if not ray.is_initialized():
             return
+        if actors and self._transfer.needed:
+            left = [node.actor.leave.remote() for node in self._transfer.nodes]
+            ray.wait(left, num_returns=len(left), timeout=LEAVE_S)
         for actor in actors:
             with suppress(ray.exceptions.RayError, ValueError):
                 ray.kill(actor, no_restart=True)
         if room is not None:
             room.release()
 
-    def save_critic(self, folder: Path) -> None:
-        """Write the critic of the training that was begun last, on the first rank."""
-        if not self._actors:
-            raise RunError("the learner's ranks are closed", where=WHERE)
-        self._wait(
-            [self._actors[0].save_critic.remote(folder)], self._waits.ranks_s, "save the critic"
-        )
+    def _launch(self, config: PolicyConfig) -> None:
+        """Reserve room for all ranks, start an actor in each place, and number them.
 
-    def _launch(self, config: PolicyConfig, deadline_s: float) -> None:
-        """Reserve room for all ranks on one machine, and start an actor in each place."""
+        Ranks on the driver's node are the first, since what the first rank hands over need not travel then.
+        """
         import ray
 
+        deadline_s, per_node = self._waits.ranks_start_s, config.ranks // config.nodes
         bundle = config.resources.bundle(gpus=ray.cluster_resources().get("GPU", 0) >= 1)
-        self._room = Room([bundle] * config.ranks, strategy="STRICT_PACK")
+        whole = {name: amount * per_node for name, amount in bundle.items()}
+        self._room = Room([whole] * config.nodes, strategy="STRICT_SPREAD")
         if not self._room.wait(deadline_s):
-            raise RunError(
-                f"no machine had room for {config.ranks} ranks within {deadline_s:g} s",
-                where=WHERE,
-                cause=f"each needs {told(bundle)}, all on one machine, besides what the engines take",
-                remedy="lower policy.ranks or rollouts.engines, or use a larger machine",
-            )
-        loopback = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-        environment = {"OMP_NUM_THREADS": str(config.threads), **loopback}
-        for rank in range(config.ranks):
+            raise _no_room(config, bundle, deadline_s)
+        environment = {"OMP_NUM_THREADS": str(config.threads)}
+        groups: list[list[Any]] = []
+        for index in range(config.nodes):
             options = {
-                **self._room.options(rank),
+                **self._room.options(index, bundle),
                 "max_restarts": 0,
                 "runtime_env": {"env_vars": environment},
             }
-            actor = ray.remote(concurrency_groups={SIGNS: 1})(RankActor).options(**options)
-            self._actors.append(actor.remote(rank, config.ranks, self._waits.ranks_s))
+            kind = ray.remote(concurrency_groups={SIGNS: 1})(RankActor).options(**options)
+            groups.append([kind.remote(self._waits.ranks_s) for _ in range(per_node)])
+            self._actors += groups[-1]
+        witness, content = self._scratch / f"witness-{uuid.uuid4().hex}", uuid.uuid4().hex
+        witness.write_text(content)
+        calls = {
+            place * per_node: group[0].spot.remote(witness, content)
+            for place, group in enumerate(groups)
+        }
+        spots: list[Spot] = list(self._wait(calls, deadline_s, "start").values())
+        witness.unlink()
+        here = own_node()
+        order = sorted(range(config.nodes), key=lambda index: (spots[index].node != here, index))
+        self._actors = [actor for index in order for actor in groups[index]]
+        nodes = [
+            LearnerNode(
+                address=spots[index].address,
+                ranks=tuple(range(place * per_node, (place + 1) * per_node)),
+                actor=groups[index][0],
+                sees_driver=spots[index].sees_driver,
+            )
+            for place, index in enumerate(order)
+        ]
+        self._transfer = FileTransfer(nodes, self._answers)
+
+    def _start(self, base: Path, config: PolicyConfig, options: Mapping[str, Any]) -> None:
+        """Let the ranks know each other and their disks, and build a learner on each."""
+        deadline_s, nodes = self._waits.ranks_start_s, self._transfer.nodes
+        needed = self._transfer.needed
+        roots: dict[int, Path] = {}
+        if needed:
+            calls = {node.first: node.actor.open_folder.remote() for node in nodes}
+            roots = self._wait(calls, deadline_s, "start")
+        joins, keepers = {}, {}
+        for node in nodes:
+            files = NodeFolder(root=roots.get(node.first), sees_driver=node.sees_driver)
+            for rank in node.ranks:
+                joins[rank] = self._actors[rank].join.remote(rank, config.ranks, files)
+                keepers[rank] = node.first if needed else 0
+        self._wait(joins, deadline_s, "start")
+        self._transfer.send(base)
+        host = nodes[0].address if len(nodes) > 1 else LOOPBACK
+        opened = self._wait({0: self._actors[0].open_store.remote(host)}, deadline_s, "start")
+        starts = {
+            rank: actor.start.remote(host, opened[0], base, config, keepers[rank], **options)
+            for rank, actor in enumerate(self._actors)
+        }
+        self.pids = list(self._wait(starts, deadline_s, "start").values())
+
+    def _answers(self, calls: Mapping[int, Any], what: str) -> dict[int, Any]:
+        return self._wait(calls, self._waits.ranks_s, what)
 
     def call(
         self,
@@ -385,24 +339,82 @@ class LearnerGroup:
         """
         import ray
 
-        if not self._actors:
-            raise RunError("the learner's ranks are closed", where=WHERE)
+        self._check_open()
         for snapshot in snapshots:
             if snapshot not in self._folders:
                 self._folders[snapshot] = self._folder_of(snapshot).absolute()
+            self._transfer.send(self._folders[snapshot])
         shared = [ray.put(argument) for argument in args]
-        calls = [
-            a.call.remote(self._folders, part, method, *shared, **options) for a in self._actors
-        ]
-        return self._wait(calls, self._waits.ranks_s, method)[0]
+        calls = {
+            rank: actor.call.remote(self._folders, part, method, *shared, **options)
+            for rank, actor in enumerate(self._actors)
+        }
+        return self._answers(calls, method)[0]
 
-    def _wait(self, calls: list[Any], deadline_s: float, what: str) -> list[Any]:
+    def write(
+        self,
+        part: Part,
+        method: str,
+        folder: Path,
+        *args: Any,
+        to: Path | None = None,
+        **options: Any,
+    ) -> None:
+        """Call a method that writes files into a folder, on all ranks.
+
+        Args:
+            to: folder that gets the files of ranks on several disks; None: ``folder`` itself.
+        """
+        self._check_open()
+        folder = folder.absolute()
+        calls = {
+            rank: actor.write.remote(part, method, folder, *args, **options)
+            for rank, actor in enumerate(self._actors)
+        }
+        self._answers(calls, method)
+        if self._transfer.needed:
+            self._transfer.collect(folder, to or folder)
+
+    def write_checkpoint(self, folder: Path, step: int, **records: Any) -> None:
+        """Write a checkpoint of the training that was begun last; see `Training.checkpoint`."""
+        from align.learner.checkpoint import publish_checkpoint
+
+        if not self._transfer.needed:
+            self.write("training", "checkpoint", folder, step, **records)
+            return
+        clear_abandoned(folder / STAGING)
+        with staged(folder / STAGING) as staging:
+            self.write("training", "checkpoint", folder, step, to=staging, **records)
+            final = checkpoint_at(folder, step)
+            publish_checkpoint(staging / final.name, final)
+
+    def read_checkpoint(self, folder: Path, **options: Any) -> Checkpoint | None:
+        """Go on from the newest checkpoint in a folder; see `Training.restore`."""
+        self._check_open()
+        folder = folder.absolute()
+        newest = list(checkpoints_in(folder).values())[-1:]
+        for path in newest:
+            self._transfer.send(path, once=False)
+        calls = {
+            rank: actor.read.remote("training", "restore", folder, **options)
+            for rank, actor in enumerate(self._actors)
+        }
+        checkpoint: Checkpoint | None = self._answers(calls, "restore")[0]
+        for path in newest:
+            self._transfer.forget(path)
+        return checkpoint
+
+    def _check_open(self) -> None:
+        if not self._actors:
+            raise RunError("the learner's ranks are closed", where=WHERE)
+
+    def _wait(self, calls: Mapping[int, Any], deadline_s: float, what: str) -> dict[int, Any]:
         """Return results by rank. A failure is reported at once: other ranks may wait for it in vain."""
         import ray
 
         results: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
-        waiting = {call: rank for rank, call in enumerate(calls)}
+        waiting = {call: rank for rank, call in calls.items()}
         deadline = time.monotonic() + deadline_s
         silence = Silence(after_s=min(self._waits.silence_s, deadline_s / 2))
         silent: Mapping[int, str] = {}
@@ -424,7 +436,7 @@ class LearnerGroup:
                 failures[rank] = error
                 deadline = min(deadline, time.monotonic() + GRACE_S)
         if len(results) == len(calls):
-            return [results[rank] for rank in range(len(calls))]
+            return {rank: results[rank] for rank in calls}
         alike = len(failures) == len(calls) and all(map(_error_for_people, failures.values()))
         if not alike:
             self.close()
@@ -459,6 +471,21 @@ class LearnerGroup:
             f"{WHERE}, {what}: no answer for {lasted_s:.0f} s, and the run stops after "
             f"{deadline_s:g} s; {', '.join(activities)}"
         )
+
+
+def _no_room(config: PolicyConfig, bundle: Mapping[str, float], deadline_s: float) -> RunError:
+    if config.nodes == 1:
+        what, together = f"no machine had room for {config.ranks} ranks", "all on one machine, "
+    else:
+        per_node = config.ranks_per_node
+        what, together = f"no {config.nodes} nodes had room for {per_node} ranks each", ""
+    return RunError(
+        f"{what} within {deadline_s:g} s",
+        where=WHERE,
+        cause=f"each needs {told(bundle)}, {together}besides what the engines take; there are "
+        f"{'; '.join(free_by_node())}",
+        remedy="lower policy.ranks or rollouts.engines, or use a larger machine or more of them",
+    )
 
 
 def _error_for_people(error: Exception) -> KeelError | None:

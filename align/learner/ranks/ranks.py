@@ -24,6 +24,8 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    keeper: int = 0
+    """Rank that publishes what is written on this rank's disk: the first of those that share it."""
 
     def deal(self, count: int) -> list[tuple[int, bool]]:
         """Return the passes that this rank makes out of ``count``; see `dealt`."""

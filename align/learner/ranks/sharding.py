@@ -19,13 +19,20 @@ ENTRY = "run_decoder"
 
 
 def shard(model: Any, device: torch.device) -> None:
-    """Leave each rank its part of every parameter, on ``device``, and let gradients add up over ranks."""
+    """Leave each rank its part of every parameter, on ``device`` and in float32, and let gradients add up
+    over ranks.
+
+    A model whose weights are mapped files never lies in memory as a whole: one layer after the other does.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in decoder_layers(model):
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer.float(), mesh=mesh)
+    for parameter in model.parameters():
+        if not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.float()
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from align.algorithms import Algorithm
 from align.algorithms.rows import Batch
+from align.config.campaign import RoundSettings
 from align.learner.folder.architecture import LOGIT_CHANGES
 from align.learner.teachers.companions import check_companion
 from rollouts.errors import UserError
@@ -16,6 +17,19 @@ from rollouts.types import Prompt, RolloutGroup
 
 MODEL = "model:"
 """Begins the name of a teacher that is a model folder and no snapshot of the campaign."""
+
+
+def companions_of(spec: RoundSettings) -> list[Path]:
+    """List the folders of models beside the policy that a round's learner loads."""
+    from align.algorithms.policy_gradient.actor_critic.ppo import SHARED
+
+    teacher, critic = spec.algorithm.teacher_snapshot, spec.algorithm.critic_config
+    folders = []
+    if teacher is not None and teacher.startswith(MODEL):
+        folders.append(Path(teacher.removeprefix(MODEL)).expanduser())
+    if critic is not None and critic.model not in (None, SHARED):
+        folders.append(Path(critic.model).expanduser())
+    return folders
 
 
 def check_teacher(policy_folder: Path, teacher_folder: Path, where: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -34,8 +34,8 @@ def engines(count: int, **bundle: float) -> Demand:
     return Demand(what="engine", bundle=bundle, count=count)
 
 
-def ranks(count: int, **bundle: float) -> Demand:
-    return Demand(what="learner rank", bundle=bundle, count=count, together=True)
+def ranks(count: int, nodes: int = 1, **bundle: float) -> Demand:
+    return Demand(what="learner rank", bundle=bundle, count=count, nodes=nodes)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_a_process_takes(config: dict[str, object], gpus: bool, bundle: obj
 
 def test_a_learner_of_one_process_asks_for_nothing(tmp_path: Path) -> None:
     (only,) = demands_of(campaign(tmp_path), gpus=False)
-    assert (only.what, only.count, only.together) == ("engine", 1, False)
+    assert (only.what, only.count, only.nodes) == ("engine", 1, None)
     several = campaign(tmp_path, policy={"model": "demo://digits", "ranks": 2})
     assert [d.what for d in demands_of(several, gpus=False)] == ["learner rank", "engine"]
 
@@ -84,6 +84,11 @@ def test_a_learner_of_one_process_asks_for_nothing(tmp_path: Path) -> None:
             [node("a", CPU=8), node("b", GPU=8)],
             [ranks(2, CPU=1, GPU=1)],
             "no single node has room for 2 x learner rank",
+        ),
+        (
+            [node("a", CPU=4), node("b", CPU=1)],
+            [ranks(4, nodes=2, CPU=1)],
+            "1 of 2 nodes have room for 2 each of 4 x learner rank (1 CPU each, 2 on each of 2 nodes)",
         ),
         ([], [engines(1, CPU=1)], "which no node has"),
     ],
@@ -124,18 +129,20 @@ def test_shares_of_a_gpu_add_up() -> None:
 @given(
     sizes=st.lists(st.integers(0, 5), min_size=1, max_size=3),
     group=st.integers(1, 4),
+    num_groups=st.integers(1, 2),
     singles=st.integers(1, 5),
 )
-def test_the_sum_is_exact(sizes: list[int], group: int, singles: int) -> None:
+def test_the_sum_is_exact(sizes: list[int], group: int, num_groups: int, singles: int) -> None:
     """Against trying every place for every process."""
     nodes = [node(str(i), CPU=size) for i, size in enumerate(sizes)]
     places = range(len(sizes))
     fits = any(
-        all(sizes[p] >= group * (p == home) + chosen.count(p) for p in places)
-        for home in places
+        all(sizes[p] >= group * (p in homes) + chosen.count(p) for p in places)
+        for homes in combinations(places, num_groups)
         for chosen in product(places, repeat=singles)
     )
-    assert (problems(nodes, [ranks(group, CPU=1), engines(singles, CPU=1)]) == []) is fits
+    demands = [ranks(group * num_groups, num_groups, CPU=1), engines(singles, CPU=1)]
+    assert (problems(nodes, demands) == []) is fits
 
 
 def test_the_table_says_what_every_node_has() -> None:
