@@ -44,7 +44,7 @@ from align.store.changes.amend import dropped_lines
 from align.store.changes.gone import gone_lines
 from align.store.changes.settle import settle
 from align.upkeep.collect import tidy
-from rollouts.errors import system_errors
+from rollouts.errors import LostRankError, system_errors
 
 
 def run_campaign(
@@ -74,14 +74,35 @@ def run_campaign(
                 retire(index, spec, session)
                 measure_known(session, spec.name)
                 check_budgets(session.evidence, spec, session.suites(), observer.note)
-                with begun_round(index, spec, session) as plan:
-                    outcome = runner_of(spec)(plan, session)
-                observer.on_verdict(plan, outcome)
+                observer.on_verdict(*run_to_verdict(index, spec, session))
                 tidy(campaign.evidence, observer.note)
                 if failure := back_up(campaign.evidence.config):
                     observer.note(failure)
             open_sealed(session)
         return campaign.evidence
+
+
+def run_to_verdict(
+    index: int, spec: RoundConfig, session: Session
+) -> tuple[RoundPlan, RoundOutcome]:
+    """Run a round; where the learner loses a rank, start its ranks anew and go on from the checkpoint.
+
+    Raises:
+        LostRankError: it happened more often than ``policy.max_restarts`` allows.
+        RunError: the round failed, or there was no room for the ranks within ``waits.ranks_start_s``.
+    """
+    for left in reversed(range(session.config.policy.max_restarts + 1)):
+        try:
+            with begun_round(index, spec, session) as plan:
+                return plan, runner_of(spec)(plan, session)
+        except LostRankError as lost:
+            if not left:
+                raise
+            session.observer.note(
+                f"{spec.name}: {lost}; the ranks start anew ({left} restarts left)"
+            )
+            session.restart_learner()
+    raise AssertionError("the last failure was raised")
 
 
 def runner_of(spec: RoundConfig) -> Callable[[RoundPlan, Session], RoundOutcome]:

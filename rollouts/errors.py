@@ -72,6 +72,10 @@ class RunError(KeelError):
     """The run could not go on although its input was fine."""
 
 
+class LostRankError(RunError):
+    """A rank of the learner, its node or the way to it is gone; a round can go on from its checkpoint."""
+
+
 class TemplateRefusal(Exception):
     """Chat turns that a chat template cannot render; the message is its own. Callers say whose turns."""
 

@@ -482,7 +482,9 @@ class CampaignConfig(StoreSettings):
         Left out are the places of the store, the resources of processes, and the schedule of rounds.
         ``remember`` is left out too, since the ledger states it with each round that fell due.
         """
-        resources = {"threads", "ranks", "ranks_per_node", "gradient_checkpointing", "resources"}
+        resources = {
+            "threads", "ranks", "ranks_per_node", "max_restarts", "gradient_checkpointing", "resources",
+        }  # fmt: skip
         content = self.model_dump(
             mode="json",
             exclude={

@@ -183,6 +183,9 @@ class PolicyConfig(Settings):
     sharded over them; an adapter and the anchors are on each."""
     ranks_per_node: Annotated[int, Field(ge=1)] | None = None
     """Number of ``ranks`` on each of several nodes, which need no common disk; None: all are on one."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """Number of times that one run starts ``ranks`` anew after one was lost with its process, its node or
+    the way to it. The round goes on from its checkpoint once there is room for all of them again."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: a third slower, with activations of one layer at a
     time in memory."""

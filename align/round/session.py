@@ -154,6 +154,8 @@ class Session:
 
     engine: RolloutEngine
     learner: Learner | LearnerGroup
+    load_learner: Callable[[], Learner | LearnerGroup]
+    """Loads another learner with the base's weights."""
     claim: StoreClaim
     observer: Observer
     inputs: Inputs
@@ -222,6 +224,12 @@ class Session:
         prompts = self.inputs.prompts[plan.spec.name][: bank.prompts]
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         self.learner.begin_adapter(plan.spec.name, encoded, plan.seed, plan.superseded)
+
+    @phase("start-up")
+    def restart_learner(self) -> None:
+        """Replace a learner that lost a rank; the round that runs has to begin again."""
+        self.training = None
+        self.learner = self.load_learner()
 
     @phase("weight sync")
     def hold(self, snapshot: SnapshotId, version: str) -> None:
@@ -353,7 +361,8 @@ def open_session(
             engine = start_engine(claim.evidence.config, folder, inputs.context)
             stack.callback(engine.close)
             stack.callback(inputs.close)
-            learner = _load_learner(claim, observer.note, stack)
+            load_learner = partial(_load_learner, claim, observer.note, stack)
+            learner = load_learner()
         if claim.unconfirmed_base is not None:
             with phase("start-up"):  # Waits until the engines are up.
                 engine.sync(learner.weights("base"))
@@ -363,6 +372,7 @@ def open_session(
         yield Session(
             engine=engine,
             learner=learner,
+            load_learner=load_learner,
             claim=claim,
             observer=observer,
             inputs=inputs,

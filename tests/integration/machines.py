@@ -92,8 +92,8 @@ class Machines:
         """Switch a machine on; it runs the command once it has its network, and again if it ends.
 
         ``ADDRESS`` in the command stands for the machine's own address. Services are restarted as on any
-        server: a start of Ray that was too slow on a busy host is not the end of the machine. It has an empty
-        disk of its own in place of the folder that it ``lacks``.
+        server: a start of Ray that was too slow on a busy host is not the end of the machine. In place of a
+        folder that it ``lacks`` it has an empty disk.
         """
         self._count += 1
         number, ready = self._count, self._folder / f"{name}-{self._count}.up"

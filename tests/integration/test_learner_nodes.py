@@ -1,10 +1,11 @@
-"""Ranks on machines that share no disk: the numbers of one rank, and what happens to those that are lost."""
+"""Ranks on machines that share no disk: the numbers of one rank, and machines that are lost."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from align.config.policy import WaitsConfig
 from align.learner.learner import Learner
 from align.learner.ranks.group import LearnerGroup
 from rollouts.engines.weight_transfer import from_host
-from rollouts.errors import RunError
+from rollouts.errors import LostRankError, RunError
 from tests.integration.test_learner_group import (
     BATCHES, IDENTITY, KINDS, PPO, SPEC, alone, begin, tensors,
 )
@@ -73,7 +74,7 @@ def exactly(metrics):
 def said(*words):
     print(*words, flush=True)
 
-while True:
+for _ in range(100):
     try:
         ray.init(address="10.77.0.1:6379", log_to_driver=False)
         break
@@ -119,10 +120,49 @@ for kind, spec in (("full", PPO), ("lora", SPEC)):
     said(kind, "parity")
 """
 
+LOSS = """
+two = group(silence_s=2.0)
+training = begin(two, "full")
+training.update(BATCHES[0])
+training.checkpoint(disk / "kept", 1, identity=IDENTITY)
+straight = [training.update(batch) for batch in BATCHES[1:]]
+training = begin(two, "full")
+training.restore(disk / "kept", identity=IDENTITY)
+said("cut me")
+time.sleep(1.0)
+again = [training.update(batch) for batch in BATCHES[1:]]
+assert list(map(exactly, again)) == list(map(exactly, straight))
+said("mended")
+training = begin(two, "full")
+training.restore(disk / "kept", identity=IDENTITY)
+training.update(BATCHES[1])
+said("kill me")
+try:
+    while True:
+        training.update(BATCHES[1])
+except LostRankError as lost:
+    said("lost:", lost)
+try:
+    group(ranks_start_s=3.0)
+except RunError as waited:
+    said("waited:", waited)
+said("bring me back")
+two = group()
+training = begin(two, "full")
+assert training.restore(disk / "kept", identity=IDENTITY).step == 1
+again = [training.update(batch) for batch in BATCHES[1:]]
+assert list(map(exactly, again)) == list(map(exactly, straight))
+two.close()
+said("same again")
+"""
+
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef" * 4)
     ours = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    ours |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     root = str(Path(__file__).parents[2])
     silent = {
         # A machine without power says nothing: it is missed after three silent checks.
@@ -142,8 +182,10 @@ def net(tmp_path: Path, environ: dict[str, str]) -> Iterator[Machines]:
         yield made
 
 
-def started(net: Machines, folder: Path, environ: dict[str, str], script: str) -> subprocess.Popen[str]:
-    """A script on the head of a cluster with two machines for ranks, neither of which has the head's disk."""
+def started(
+    net: Machines, folder: Path, environ: dict[str, str], script: str
+) -> subprocess.Popen[str]:
+    """A script on the head of a cluster with two machines for ranks, which lack the head's disk."""
     head = net.add("head", head_command(cpus=1))
     for name in ("one", "two"):
         net.add(name, worker_command(1, LEARNER), lacks=folder / "disk")
@@ -163,3 +205,28 @@ def test_two_machines_learn_what_one_rank_does(
     output, _ = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 0, output
     assert "full parity" in output and "lora parity" in output
+
+
+def test_a_link_is_cut_for_ten_seconds_and_a_machine_for_good(
+    tmp_path: Path, net: Machines, environ: dict[str, str]
+) -> None:
+    run = started(net, tmp_path, environ, LOSS)
+    assert run.stdout is not None
+    lines: list[str] = []
+    for line in run.stdout:
+        lines.append(line)
+        one = net.all[1]
+        if line == "cut me\n":
+            net.cut(one)
+            time.sleep(10.0)
+            net.cut(one, off=False)
+        elif line == "kill me\n":
+            one.kill()
+        elif line == "bring me back\n":
+            net.add("one", worker_command(1, LEARNER), lacks=tmp_path / "disk")
+    output = "".join(lines)
+    assert run.wait(timeout=PATIENCE_S) == 0, output
+    assert "rank 0 died" in output or "rank 1 died" in output, output
+    assert "no 2 nodes had room for 1 ranks each within 3 s" in output
+    assert "1 learner free at 10.77.0.3" in output
+    assert lines[-1] == "same again\n"

@@ -35,7 +35,7 @@ from align.learner.teachers.teacher import companions_of
 from align.store.run_folder import STAGING, checkpoint_at, checkpoints_in
 from align.store.snapshots.staging import clear_abandoned, staged
 from rollouts.engines.protocol import WeightUpdate
-from rollouts.errors import KeelError, RunError
+from rollouts.errors import KeelError, LostRankError, RunError
 from rollouts.machine.device import resolve_device
 from rollouts.machine.processor import quickest_dtype
 from rollouts.machine.silence import Silence
@@ -54,6 +54,8 @@ SIGNS = "signs"
 """Concurrency group of `RankActor.sign`, which answers beside a running call."""
 SIGN_S = 5.0
 """Seconds in which a rank that lives says what it does."""
+GLOO = "/gloo/transport/"
+"""Part of the messages of gloo about connections, which are plain RuntimeErrors."""
 LEAVE_S = 2.0
 """Seconds that nodes may take to remove their copies; what they leave is removed by the ranks to come."""
 GRACE_S = 5.0
@@ -504,7 +506,7 @@ def _failure(
         mute = [rank for rank, text in signs.items() if not text]
         busy = [f"rank {rank} {text}" for rank, text in signs.items() if text]
         cause = "a process that was stopped, or has neither cores nor memory"
-        return RunError(
+        return LostRankError(
             f"rank {', '.join(map(str, mute or signs))} did not answer within {deadline_s:g} s",
             where=f"{WHERE}, {what}",
             cause="; ".join([*([cause] if mute else []), *busy]),
@@ -513,7 +515,7 @@ def _failure(
     dead = {r: e for r, e in failures.items() if not isinstance(e, ray.exceptions.RayTaskError)}
     if dead:
         rank, error = min(dead.items())
-        return RunError(
+        return LostRankError(
             f"rank {rank} died",
             where=f"{WHERE}, {what}",
             cause=reason_of(error),
@@ -523,4 +525,13 @@ def _failure(
         if (readable := _error_for_people(failure)) is not None:
             return readable
     rank, error = min(failures.items())
-    return RunError(f"rank {rank} failed", where=f"{WHERE}, {what}", cause=reason_of(error))
+    kind = LostRankError if all(map(_is_of_the_way, failures.values())) else RunError
+    return kind(f"rank {rank} failed", where=f"{WHERE}, {what}", cause=reason_of(error))
+
+
+def _is_of_the_way(error: Exception) -> bool:
+    """Tell if a rank says that it lost the others: gloo and NCCL raise these."""
+    import torch
+
+    lost = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+    return isinstance(getattr(error, "cause", None), lost) or GLOO in str(error)

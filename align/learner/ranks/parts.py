@@ -31,6 +31,12 @@ def write_parts(model: Any, folder: Path, ranks: Ranks, dtype: torch.dtype) -> N
     """
     from safetensors.torch import save_file
 
+    folder.mkdir(parents=True, exist_ok=True)
+    if ranks.rank == 0:
+        # The configs are those of a model that one rank writes. Files of parts would be taken for old ones.
+        model.save_pretrained(folder, state_dict={})
+        (folder / WEIGHTS).unlink(missing_ok=True)
+        state_precision(folder, dtype)
     units = units_of(model)
     owners = dealt_in_order([sum(t.numel() for t in unit.values()) for unit in units], ranks.size)
     own: dict[str, Tensor] = {}
@@ -38,19 +44,12 @@ def write_parts(model: Any, folder: Path, ranks: Ranks, dtype: torch.dtype) -> N
         gathered = _gathered(unit, dtype, keep=owner == ranks.rank)
         if gathered:
             own |= stored_form(model, gathered)
-    folder.mkdir(parents=True, exist_ok=True)
-    count = max(owners) + 1
-    name = f"model-{ranks.rank + 1:05d}-of-{count:05d}.safetensors"
+    name = f"model-{ranks.rank + 1:05d}-of-{max(owners) + 1:05d}.safetensors"
     if own:
         save_file(own, folder / name, metadata={"format": "pt"})
     listed = ranks.exchange({key: (name, t.numel(), t.nbytes) for key, t in own.items()})
-    if ranks.rank > 0:
-        return
-    # The configs are those of a model that one rank writes; the weights are not.
-    model.save_pretrained(folder, state_dict={})
-    (folder / WEIGHTS).unlink()
-    state_precision(folder, dtype)
-    _write_index(folder, {key: entry for part in listed for key, entry in part.items()})
+    if ranks.rank == 0:
+        _write_index(folder, {key: entry for part in listed for key, entry in part.items()})
 
 
 def units_of(model: Any) -> list[dict[str, Tensor]]:

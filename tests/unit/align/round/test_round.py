@@ -24,9 +24,17 @@ from align.store.paths import StorePaths
 from align.store.snapshots.snapshots import SnapshotStore
 from rewards.failures import RewardFailure
 from rollouts.engines.protocol import SampleRequest, SampleResult
-from rollouts.errors import RunError, UserError
+from rollouts.errors import LostRankError, RunError, UserError
 from rollouts.types import Completion
-from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, no_engine, rounds
+from tests.unit.campaigns import (
+    ENFORCE,
+    Starter,
+    Watcher,
+    campaign,
+    no_engine,
+    raw_campaign,
+    rounds,
+)
 from tests.unit.hf_engine import HFEngine
 
 
@@ -295,6 +303,32 @@ def test_a_campaign_that_was_stopped_ends_where_an_undisturbed_one_does(
     undisturbed = two_rounds.metrics(1, "second")
     for key in ("reward/mean", "kl/past/owner", "drift/K_old/first", "entropy"):
         assert [line[key] for line in whole] == [line[key] for line in undisturbed]
+
+
+def test_a_rank_that_was_lost_costs_an_attempt_and_changes_nothing(
+    two_rounds: Ran, tmp_path: Path
+) -> None:
+    defaults = {**raw_campaign(tmp_path)["defaults"], "checkpoint_every": 1}
+    watcher = Watcher(("second", 0), LostRankError)
+    ran = run(campaign(tmp_path, defaults=defaults), watcher)
+    attempts = [(r.name, r.attempt, r.state) for r in ran.evidence.ledger.rounds()]
+    assert attempts == [("first", 1, "accepted"), ("second", 2, "accepted")]
+    notes = [note for note in watcher.notes if "start anew" in note or "goes on" in note]
+    assert notes == [
+        "second: stopped by the test; the ranks start anew (3 restarts left)",
+        "round second goes on from step 1",
+    ]
+    for name in ran.candidates:
+        ours, theirs = (
+            SnapshotStore(r.config.folder).open(r.candidates[name] or "").path
+            for r in (ran, two_rounds)
+        )
+        assert (ours / "model.safetensors").read_bytes() == (
+            theirs / "model.safetensors"
+        ).read_bytes()
+    never = {"model": "demo://digits", "max_restarts": 0}
+    with pytest.raises(LostRankError):
+        run(campaign(tmp_path / "never", policy=never), Watcher(("first", 0), LostRankError))
 
 
 @pytest.mark.parametrize("place", ["publish", "enter_gating", "save", "remember", "commit_round"])
