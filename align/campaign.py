@@ -46,6 +46,9 @@ from align.store.changes.settle import settle
 from align.upkeep.collect import tidy
 from rollouts.errors import LostRankError, system_errors
 
+Runner = Callable[[RoundPlan, Session], RoundOutcome]
+"""Makes the candidate of a round and puts it before the gate."""
+
 
 def run_campaign(
     config: CampaignConfig, *, start_engine: StartEngine, observer: Observer
@@ -74,7 +77,7 @@ def run_campaign(
                 retire(index, spec, session)
                 measure_known(session, spec.name)
                 check_budgets(session.evidence, spec, session.suites(), observer.note)
-                observer.on_verdict(*run_to_verdict(index, spec, session))
+                observer.on_verdict(*with_restarts(runner_of(spec), index, spec, session))
                 tidy(campaign.evidence, observer.note)
                 if failure := back_up(campaign.evidence.config):
                     observer.note(failure)
@@ -82,8 +85,8 @@ def run_campaign(
         return campaign.evidence
 
 
-def run_to_verdict(
-    index: int, spec: RoundConfig, session: Session
+def with_restarts(
+    run: Runner, index: int, spec: RoundConfig, session: Session
 ) -> tuple[RoundPlan, RoundOutcome]:
     """Run a round; where the learner loses a rank, start its ranks anew and go on from the checkpoint.
 
@@ -94,7 +97,7 @@ def run_to_verdict(
     for left in reversed(range(session.config.policy.max_restarts + 1)):
         try:
             with begun_round(index, spec, session) as plan:
-                return plan, runner_of(spec)(plan, session)
+                return plan, run(plan, session)
         except LostRankError as lost:
             if not left:
                 raise
@@ -105,7 +108,7 @@ def run_to_verdict(
     raise AssertionError("the last failure was raised")
 
 
-def runner_of(spec: RoundConfig) -> Callable[[RoundPlan, Session], RoundOutcome]:
+def runner_of(spec: RoundConfig) -> Runner:
     """Return what makes the candidate of a round and puts it before the gate."""
     if spec.algorithm.makes == "reward_model":
         return run_reward_round

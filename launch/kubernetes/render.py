@@ -1,6 +1,6 @@
 """A campaign as manifests for Kubernetes: a RayJob or a RayCronJob of KubeRay, or a plain CronJob.
 
-One pod for every engine, one for all ranks of the learner where there are several, and a head that the
+One pod for every engine, one for all ranks of the learner on a node, and a head that the
 driver runs in. The campaign file is a ConfigMap. The store is a volume that all pods share: Keel's ledger,
 not the cluster, remembers what is done, so a job that is started again goes on. No value of a secret is
 written into a manifest: Ray's token and what rewards need are named, and lie in Secrets.
@@ -199,7 +199,9 @@ def _ray_job_spec(config: CampaignConfig, target: Target) -> Manifest:
     head = ResourcesConfig(cpus=policy.threads + 1, gpus=None if alone else 0.0)
     groups = [_workers("engine", engines.resources, engines.engines, 1, config, target)]
     if not alone:
-        groups.append(_workers("learner", policy.resources, 1, policy.ranks, config, target))
+        per_pod = policy.ranks // policy.nodes
+        learner = _workers("learner", policy.resources, policy.nodes, per_pod, config, target)
+        groups.append(learner)
     for index, placed in enumerate(placed_workers(config)):
         resources = placed.resources.model_copy(update={"gpus": placed.resources.gpus or 0.0})
         name = f"environment-{index}" if index else "environment"

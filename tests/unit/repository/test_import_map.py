@@ -58,6 +58,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/attention.py",
     "align/learner/packing.py",
     "align/learner/ranks/lanes.py",
+    "align/learner/ranks/parts.py",
     "align/learner/ranks/sharding.py",
     "align/learner/references.py",
     "align/learner/heads/reward_model.py",
