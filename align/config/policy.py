@@ -228,7 +228,12 @@ class PolicyConfig(Settings):
     @property
     def nodes(self) -> int:
         """Number of nodes that the ranks of the learner are on."""
-        return self.ranks // (self.ranks_per_node or self.ranks)
+        return self.ranks // self.ranks_together
+
+    @property
+    def ranks_together(self) -> int:
+        """Number of ranks on each node."""
+        return self.ranks_per_node or self.ranks
 
     @model_validator(mode="after")
     def _bank_of_adapters(self) -> Self:

@@ -110,8 +110,9 @@ def _lines(config: CampaignConfig, planned: Forecast, processes: list[str]) -> I
     learner = max(memory.total for memory in memories)
     retention = max(memory.retention for memory in memories)
     engines = planned.engine * config.rollouts.engines
-    ranks = config.policy.ranks
-    where = f"{ranks} ranks with" if ranks > 1 else "in the driver,"
+    policy = config.policy
+    nodes = f" on {policy.nodes} nodes" if policy.nodes > 1 else ""
+    where = f"{policy.ranks} ranks{nodes} with" if policy.ranks > 1 else "in the driver,"
     yield f"processes: {'; '.join(processes)}"
     yield (
         f"memory: learner {where} {size_text(learner)}"
@@ -119,7 +120,7 @@ def _lines(config: CampaignConfig, planned: Forecast, processes: list[str]) -> I
         f"{config.rollouts.engines} x {size_text(planned.engine)} on CPUs; activations and libraries are "
         f"not counted; {size_text(planned.available)} available here"
     )
-    if learner * ranks + engines > planned.available:
+    if learner * policy.ranks_together + engines > planned.available:
         yield "  more than is available here: lower rollouts.engines, use policy.lora, or a cluster"
     disk = planned.disk
     yield (

@@ -199,8 +199,8 @@ def _ray_job_spec(config: CampaignConfig, target: Target) -> Manifest:
     head = ResourcesConfig(cpus=policy.threads + 1, gpus=None if alone else 0.0)
     groups = [_workers("engine", engines.resources, engines.engines, 1, config, target)]
     if not alone:
-        per_pod = policy.ranks // policy.nodes
-        learner = _workers("learner", policy.resources, policy.nodes, per_pod, config, target)
+        processes = policy.ranks_together
+        learner = _workers("learner", policy.resources, policy.nodes, processes, config, target)
         groups.append(learner)
     for index, placed in enumerate(placed_workers(config)):
         resources = placed.resources.model_copy(update={"gpus": placed.resources.gpus or 0.0})

@@ -260,7 +260,7 @@ class LearnerGroup:
         """
         import ray
 
-        deadline_s, per_node = self._waits.ranks_start_s, config.ranks // config.nodes
+        deadline_s, per_node = self._waits.ranks_start_s, config.ranks_together
         bundle = config.resources.bundle(gpus=ray.cluster_resources().get("GPU", 0) >= 1)
         whole = {name: amount * per_node for name, amount in bundle.items()}
         self._room = Room([whole] * config.nodes, strategy="STRICT_SPREAD")

@@ -142,7 +142,7 @@ def thread_warning(config: CampaignConfig, cores: int) -> str | None:
     Engines and learner take turns unless a round samples ahead.
     """
     engines = config.rollouts.engines * config.rollouts.threads
-    learner = config.policy.ranks * config.policy.threads
+    learner = config.policy.ranks_together * config.policy.threads
     ahead = any(spec.sampling.max_staleness for spec in config.rounds)
     if max(engines, learner) <= cores and not (ahead and engines >= cores > 1):
         return None
@@ -158,5 +158,5 @@ def memory_needed(model: Path, config: CampaignConfig) -> int:
     """Return the bytes that a run's processes on this machine take for weights and caches."""
     rounds = [learner_memory(model, config.policy, spec).total for spec in config.rounds]
     engines = engine_bytes(model, config) * config.rollouts.engines
-    learner = max(rounds, default=0) * config.policy.ranks
+    learner = max(rounds, default=0) * config.policy.ranks_together
     return learner + engines + needed_bytes(synced_bytes(model, config.policy))
