@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from torch import multiprocessing
