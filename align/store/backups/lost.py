@@ -119,8 +119,8 @@ def read_backup(path: Path) -> BackupState:
                 "SELECT name, ended FROM rounds WHERE state IN ('accepted', 'rejected') "
                 'ORDER BY "index"'
             ).fetchall()
-            for path in _paths_in(ledger):
-                inner(path)
+            for relative in _paths_in(ledger):
+                inner(relative)
     except (sqlite3.Error, OSError, TypeError) as error:
         raise LedgerLost(
             f"this is no ledger that can be restored ({error})",
