@@ -71,10 +71,10 @@ def other_user(
     names = list(names)
     if not stated and all(_ships(name, folder) for name in names):
         return None
-    found = _user(stated, place) if stated else NOBODY
-    closed = closed_to(found, _needed(names, isolation, options, folder))
+    other = _user(stated, place) if stated else NOBODY
+    closed = closed_to(other, _needed(names, isolation, options, folder))
     if closed is None:
-        return found
+        return other
     if stated:
         raise UserError(
             f"the user {stated!r} cannot read {closed}",

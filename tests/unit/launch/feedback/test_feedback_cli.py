@@ -129,7 +129,7 @@ def test_words_of_others_are_no_orders_to_the_terminal(keel: Keel) -> None:
     drop.mkdir(parents=True)
     (drop / hostile).write_text(json.dumps({**pair(1), "who": hostile}) + "\n" + '{"x": 1}\n')
     settled(drop / hostile)
-    printed = [keel("sweep"), keel("list"), keel("quarantine"), keel("list", "--json")]
+    printed = [keel("sweep"), keel("show"), keel("quarantine"), keel("show", "--json")]
     assert all(code == 0 for code, _, _ in printed)
     assert hostile in json.loads(printed[-1][1])[0]["source"]
     for _, out, _ in printed:
