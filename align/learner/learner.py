@@ -29,9 +29,10 @@ from align.learner.ranks.ranks import SOLO, Ranks
 from align.learner.ranks.sharding import local
 from align.learner.reference_cache import ReferenceCache
 from align.learner.references import PolicyTask, ReferenceModels, References
+from align.learner.sender import DirectTransfer, sends_weights
 from align.learner.teachers.moving_copy import MovingCopy, moving_copy
 from align.learner.training import Objective, Training
-from rollouts.engines.protocol import WeightUpdate
+from rollouts.engines.protocol import WeightSendError, WeightTransfer, WeightUpdate
 from rollouts.machine.processor import quickest_dtype
 from rollouts.types import Mix, PromptIds, SnapshotId
 
@@ -58,6 +59,8 @@ class Learner:
         scratch: Path,
         tolerance: float | None = None,
         ranks: Ranks = SOLO,
+        transfer: WeightTransfer = "host",
+        transfer_s: float = 600.0,
     ) -> None:
         torch.set_num_threads(config.threads)
         keep_freed_memory()
@@ -75,6 +78,9 @@ class Learner:
         self.reference_cache = ReferenceCache()
         self._base, self._folder_of, self._scratch = base, folder_of, scratch
         self.version, self.fresh = "", True
+        self._direct: DirectTransfer | None = None
+        if sends_weights(transfer, config):
+            self._direct = DirectTransfer(self.policy, ranks, transfer, transfer_s)
         self.tolerance = tolerance or TOLERANCE[config.dtype]
 
     def begin(
@@ -212,7 +218,18 @@ class Learner:
     def weights(self, version: str) -> WeightUpdate:
         """Return the current weights for the engines; what these sample under ``version`` is on-policy."""
         self.version, self.fresh = version, True
+        if self._direct is not None:
+            return WeightUpdate(version=version, send=partial(self._send, version))
         return self.policy.weights(version, self._scratch)
+
+    def send(self, version: str, actors: Sequence[Any], workers_each: int) -> str:
+        """Send the weights straight to engines; see `DirectTransfer.send`."""
+        assert self._direct is not None, "weights stay with the learner if it can send them"
+        return self._direct.send(version, actors, workers_each)
+
+    def _send(self, version: str, actors: Sequence[Any], workers_each: int) -> None:
+        if failure := self.send(version, actors, workers_each):
+            raise WeightSendError(failure)
 
     @torch.no_grad()
     def completion_logprobs(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from rollouts.engines.protocol import RolloutEngine
+from rollouts.engines.division import WHOLE, Division
+from rollouts.engines.protocol import RolloutEngine, WeightTransfer
 from rollouts.errors import UserError
 from rollouts.machine.device import Device
 from rollouts.model_folder import check_model_folder
@@ -66,7 +67,13 @@ class EngineSpec(ABC):
     gpu_memory_utilization: float = 0.85
     """Share of a GPU's memory for weights and KV cache."""
     threads: int = 1
-    """CPU threads of one engine's matrix products."""
+    """CPU threads of one device's matrix products."""
+    division: Division = WHOLE
+    """Devices that the model is divided over."""
+    weight_transfer: WeightTransfer = "host"
+    """Way of full weights from the learner."""
+    quantization: str | None = None
+    """Method that weights are quantised by when they are loaded; None: they stay what they are."""
     lora_rank: int | None = None
     """Largest rank of the adapters to come; None: the engine takes full weights."""
     lora_targets: tuple[str, ...] = LINEAR_LAYERS
@@ -109,6 +116,27 @@ class EngineSpec(ABC):
     @abstractmethod
     def check_adapters(cls, model: ServedModel) -> None:
         """Refuse an architecture for which the backend serves no adapters; see `check_model`."""
+
+    @classmethod
+    def check_parts(
+        cls,
+        folder: Path,
+        division: Division,
+        quantization: str | None,
+        device: Literal["cpu", "cuda"],
+    ) -> None:
+        """Refuse engines on several devices, and quantised weights, unless the backend has them.
+
+        Raises:
+            UserError: the backend, the device or the model in the folder does not allow it.
+        """
+        if division != WHOLE or quantization is not None:
+            setting = "tensor_parallel" if quantization is None else "quantization"
+            raise UserError(
+                f"{cls.module} engines have one device and keep weights as they are",
+                where=f"rollouts.{setting}",
+                remedy="leave it out, or set rollouts.backend: vllm",
+            )
 
     @classmethod
     def is_installed(cls) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from rollouts.engines.division import Division
+
 Bundle = Mapping[str, float]
 """Resources that one process takes, as Ray names them: ``{"CPU": 1, "GPU": 1, "a100": 1}``."""
 
@@ -48,12 +50,41 @@ class Room:
             ),
         }
 
+    def leader_options(self) -> dict[str, Any]:
+        """Return the options of an actor that computes nothing itself and whose Ray workers take the room:
+        it finds the placement group as its own, and leaves all GPUs in it to them."""
+        options = self.options(0)
+        return {**options, "num_cpus": 0, "num_gpus": 0, "resources": {}}
+
     def release(self) -> None:
         """Give the room back; whatever still runs in it is killed. Safe after Ray has gone."""
         import ray
 
         if ray.is_initialized():
             ray.util.remove_placement_group(self._group)
+
+
+def bundles_of(division: Division, bundle: Bundle) -> list[Bundle]:
+    """Return the bundles of one engine whose devices take ``bundle`` each.
+
+    Processes of its own share one bundle, and Ray workers have one each.
+
+    >>> bundles_of(Division(tensor=2), {"CPU": 1, "GPU": 1})
+    [{'CPU': 2, 'GPU': 2}]
+    >>> bundles_of(Division(tensor=2, executor="ray"), {"CPU": 1, "GPU": 1})
+    [{'CPU': 1, 'GPU': 1}, {'CPU': 1, 'GPU': 1}]
+    """
+    number = division.num_devices
+    if division.executor == "ray":
+        return [bundle] * number
+    return [{name: amount * number for name, amount in bundle.items()}]
+
+
+def reachable_host() -> str:
+    """Return the address by which processes of the cluster reach this one; on one machine its loopback."""
+    import ray
+
+    return "127.0.0.1" if on_one_machine() else str(ray.util.get_node_ip_address())
 
 
 def on_one_machine() -> bool:

@@ -22,13 +22,14 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.config.campaign import PolicyConfig, RoundSettings
 from align.config.policy import WaitsConfig
-from rollouts.engines.protocol import WeightUpdate
+from rollouts.engines.protocol import WeightSendError, WeightTransfer, WeightUpdate
 from rollouts.engines.stored_tensor import read_stored
 from rollouts.errors import KeelError, RunError
 from rollouts.machine.device import resolve_device
@@ -127,7 +128,7 @@ class RankActor:
         **options: Any,
     ) -> Any:
         """Call a method; only the first rank's result travels, weights as arrays in host memory."""
-        from rollouts.engines.weight_transfer import to_host
+        from rollouts.engines.transfer.host import to_host
 
         self._caller = get_ident()
         self._folders.update(folders)
@@ -135,6 +136,8 @@ class RankActor:
         result = getattr(parts[part], method)(*args, **options)
         if self._rank > 0:
             return None
+        if isinstance(result, WeightUpdate) and result.send is not None:
+            return replace(result, send=_stays)
         if isinstance(result, WeightUpdate) and result.tensors is not None:
             tensors = result.tensors if on_one_machine() else read_stored(result.tensors)
             return replace(result, tensors=to_host(tensors))
@@ -237,6 +240,8 @@ class LearnerGroup:
         folder_of: Callable[[SnapshotId], Path],
         scratch: Path,
         tolerance: float | None = None,
+        transfer: WeightTransfer = "host",
+        transfer_s: float = 600.0,
         waits: WaitsConfig = WaitsConfig(),  # noqa: B008  (frozen)
         note: Note = lambda _: None,
     ) -> None:
@@ -258,7 +263,12 @@ class LearnerGroup:
             self._launch(config, waits.ranks_start_s)
             first = self._actors[0].open_store.remote()
             port = self._wait([first], waits.ranks_start_s, "start")[0]
-            options = {"scratch": scratch.absolute(), "tolerance": tolerance}
+            options = {
+                "scratch": scratch.absolute(),
+                "tolerance": tolerance,
+                "transfer": transfer,
+                "transfer_s": transfer_s,
+            }
             starts = [
                 a.start.remote(port, base.absolute(), config, **options) for a in self._actors
             ]
@@ -300,7 +310,15 @@ class LearnerGroup:
     def weights(self, version: str) -> WeightUpdate:
         """See `Learner.weights`; the tensors are arrays in host memory."""
         update: WeightUpdate = self.call("learner", (), "weights", version)
+        if update.send is not None:
+            return replace(update, send=partial(self._send, version))
         return update
+
+    def _send(self, version: str, actors: Sequence[Any], workers_each: int) -> None:
+        """See `Learner.send`."""
+        failure = self.call("learner", (), "send", version, list(actors), workers_each)
+        if failure:
+            raise WeightSendError(failure)
 
     def begin_adapter(
         self,
@@ -459,6 +477,10 @@ class LearnerGroup:
             f"{WHERE}, {what}: no answer for {lasted_s:.0f} s, and the run stops after "
             f"{deadline_s:g} s; {', '.join(activities)}"
         )
+
+
+def _stays(actors: Sequence[Any], workers_each: int) -> None:
+    """Mark weights that stay with the ranks on the way to the driver, which lets the ranks send them."""
 
 
 def _error_for_people(error: Exception) -> KeelError | None:

@@ -24,7 +24,7 @@ from rollouts.engines.protocol import (
 )
 from rollouts.engines.stored_tensor import LowRankUpdate, StoredTensor
 from rollouts.engines.transformers import TransformersConfig, TransformersEngine
-from rollouts.engines.weight_transfer import to_host
+from rollouts.engines.transfer.host import to_host
 from rollouts.errors import UserError
 from rollouts.types import Completion, Sampling, WeightSpan
 from tests.unit.model_kinds import KINDS, REFUSED_ON_CPU, save_folder
