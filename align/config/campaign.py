@@ -56,6 +56,7 @@ from align.config.rules import (
     check_composed,
     check_draw,
     check_dropout,
+    check_engines,
     check_following,
     check_heldout,
     check_methods,
@@ -467,6 +468,7 @@ class CampaignConfig(StoreSettings):
                     "use parent or base for new and general prompts"
                 )
         check_bank(self)
+        check_engines(self)
         check_counts(self)
         if self.store and self.store in (*self.references.alone, self.references.joint):
             raise ValueError(

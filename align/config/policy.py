@@ -17,7 +17,7 @@ from pydantic import (
 from align.config.retrieval.settings import RetrievalConfig
 from align.settings import InputPath, Settings
 from rollouts.engines import DEFAULT_BACKEND, ENGINES
-from rollouts.engines.backend import LINEAR_LAYERS
+from rollouts.engines.backend import LINEAR_LAYERS, EngineParts
 from rollouts.engines.division import Division, Executor
 from rollouts.engines.protocol import WeightTransfer
 from rollouts.errors import nearest
@@ -357,13 +357,27 @@ class EngineConfig(Settings):
                 f"resources.gpus is {share:g}, and an engine on several devices takes whole ones; set it "
                 "to 1, or leave it out"
             )
-        if self.probe_tolerance is None and (self.quantization or self.dtype != "auto"):
-            name = "quantization" if self.quantization else "dtype"
+        setting = self.changed("quantization", "dtype")
+        if setting is not None and self.probe_tolerance is None:
             raise ValueError(
-                f"{name}: engines compute other numbers than the learner, and probe_tolerance is not set; "
-                "set it to the largest gap in nats that you accept, such as 0.3"
+                f"{setting}: engines compute other numbers than the learner, and probe_tolerance is not "
+                "set; set it to the largest gap in nats that you accept, such as 0.3"
             )
         return self
+
+    @property
+    def differ(self) -> bool:
+        """True if engines compute other numbers than the learner: they sample from another distribution."""
+        return self.changed("quantization", "dtype") is not None
+
+    @property
+    def parts(self) -> EngineParts:
+        """Parts of an engine that a backend may not have."""
+        return EngineParts(
+            division=self.division,
+            quantization=self.quantization,
+            weight_transfer=self.weight_transfer,
+        )
 
     @property
     def division(self) -> Division:

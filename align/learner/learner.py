@@ -17,6 +17,7 @@ from torch import Tensor
 
 from align.algorithms.rows import Row
 from align.config.campaign import PolicyConfig, RoundSettings
+from align.config.policy import EngineConfig
 from align.learner.batching import by_row, to_tensors
 from align.learner.heads.critic import Critic, make_critic
 from align.learner.model.footprint import tokens_that_fit
@@ -32,7 +33,7 @@ from align.learner.references import PolicyTask, ReferenceModels, References
 from align.learner.sender import DirectTransfer, sends_weights
 from align.learner.teachers.moving_copy import MovingCopy, moving_copy
 from align.learner.training import Objective, Training
-from rollouts.engines.protocol import WeightSendError, WeightTransfer, WeightUpdate
+from rollouts.engines.protocol import WeightSendError, WeightUpdate
 from rollouts.machine.processor import quickest_dtype
 from rollouts.types import Mix, PromptIds, SnapshotId
 
@@ -49,6 +50,8 @@ class Learner:
     """Name that the weights were handed to the engines under last; empty before the first time."""
     fresh: bool
     """True while the weights are those of `version`; False once they have moved."""
+    engines_differ: bool
+    """True if engines sample from another distribution than the learner's, whatever weights they hold."""
 
     def __init__(
         self,
@@ -59,8 +62,7 @@ class Learner:
         scratch: Path,
         tolerance: float | None = None,
         ranks: Ranks = SOLO,
-        transfer: WeightTransfer = "host",
-        transfer_s: float = 600.0,
+        engines: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
     ) -> None:
         torch.set_num_threads(config.threads)
         keep_freed_memory()
@@ -79,8 +81,10 @@ class Learner:
         self._base, self._folder_of, self._scratch = base, folder_of, scratch
         self.version, self.fresh = "", True
         self._direct: DirectTransfer | None = None
-        if sends_weights(transfer, config):
-            self._direct = DirectTransfer(self.policy, ranks, transfer, transfer_s)
+        self.engines_differ = engines.differ
+        if sends_weights(engines.weight_transfer, config):
+            way, timeout_s = engines.weight_transfer, engines.deadline_s
+            self._direct = DirectTransfer(self.policy, ranks, way, timeout_s)
         self.tolerance = tolerance or TOLERANCE[config.dtype]
 
     def begin(

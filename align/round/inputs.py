@@ -181,9 +181,7 @@ def _check_models(config: CampaignConfig, model: Path, base: StoredBase | None) 
     check_base(model, config.policy, resolve_device("auto"), backend=config.rollouts.backend)
     engines = config.rollouts
     device = "cuda" if engines.resources.gpus else resolve_device("auto")
-    backend_named(engines.backend).check_parts(
-        model, engines.division, engines.quantization, device
-    )
+    backend_named(engines.backend).check_parts(model, engines.parts, device)
     for index, spec in enumerate(config.rounds):
         spec.algorithm.check_here(config.home, f"rounds.{index}.algorithm")
         check_round_models(spec, model, config)

@@ -387,8 +387,7 @@ def _load_learner(
         folder_of=claim.folder_of,
         scratch=scratch,
         tolerance=config.rollouts.probe_tolerance,
-        transfer=config.rollouts.weight_transfer,
-        transfer_s=config.rollouts.deadline_s,
+        engines=config.rollouts,
     )
     if isinstance(learner, LearnerGroup):
         stack.callback(learner.close)

@@ -41,6 +41,24 @@ class ServedModel:
     trust_remote_code: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineParts:
+    """Parts of an engine beyond one device that takes plain weights."""
+
+    division: Division = WHOLE
+    quantization: str | None = None
+    weight_transfer: WeightTransfer = "host"
+
+    @property
+    def first_beyond_plain(self) -> str | None:
+        """Setting that asks for the first such part; None for a plain engine."""
+        if self.division != WHOLE:
+            return "tensor_parallel" if self.division.tensor > 1 else "pipeline_parallel"
+        if self.quantization is not None:
+            return "quantization"
+        return "weight_transfer" if self.weight_transfer != "host" else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec(ABC):
     """Model, limits and memory of one engine, whatever its backend."""
@@ -118,22 +136,20 @@ class EngineSpec(ABC):
         """Refuse an architecture for which the backend serves no adapters; see `check_model`."""
 
     @classmethod
-    def check_parts(
-        cls,
-        folder: Path,
-        division: Division,
-        quantization: str | None,
-        device: Literal["cpu", "cuda"],
-    ) -> None:
-        """Refuse engines on several devices, and quantised weights, unless the backend has them.
+    def check_parts(cls, folder: Path, parts: EngineParts, device: Literal["cpu", "cuda"]) -> None:
+        """Refuse engines that are more than one device with the learner's weights, unless the backend has
+        them.
+
+        Args:
+            folder: folder of the model.
 
         Raises:
-            UserError: the backend, the device or the model in the folder does not allow it.
+            UserError: the backend, the device or the model does not allow it.
         """
-        if division != WHOLE or quantization is not None:
-            setting = "tensor_parallel" if quantization is None else "quantization"
+        if (setting := parts.first_beyond_plain) is not None:
             raise UserError(
-                f"{cls.module} engines have one device and keep weights as they are",
+                f"{cls.module} engines have one device, and take weights as they are through host "
+                "memory",
                 where=f"rollouts.{setting}",
                 remedy="leave it out, or set rollouts.backend: vllm",
             )

@@ -26,8 +26,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from rollouts.engines.backend import BASE_VERSION, EngineSpec, ServedModel, offline_environment
-from rollouts.engines.division import WHOLE, Division, check_division
+from rollouts.engines.backend import (
+    BASE_VERSION,
+    EngineParts,
+    EngineSpec,
+    ServedModel,
+    offline_environment,
+)
+from rollouts.engines.division import WHOLE, check_division
 from rollouts.engines.protocol import (
     Arrivals,
     SampleRequest,
@@ -54,6 +60,7 @@ from rollouts.engines.vllm_models import (
     check_quantization,
     check_served,
     check_serves_adapters,
+    check_transfer,
 )
 from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
@@ -131,18 +138,13 @@ class VLLMConfig(EngineSpec):
         check_serves_adapters(model)
 
     @classmethod
-    def check_parts(
-        cls,
-        folder: Path,
-        division: Division,
-        quantization: str | None,
-        device: Literal["cpu", "cuda"],
-    ) -> None:
-        """Refuse a division that the model's sizes do not allow, and a quantisation that vLLM lacks."""
+    def check_parts(cls, folder: Path, parts: EngineParts, device: Literal["cpu", "cuda"]) -> None:
+        """Refuse a division that the model's sizes do not allow, and what vLLM lacks on the device."""
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        check_division(config, division, str(folder / "config.json"))
-        check_executor(division, device)
-        check_quantization(quantization, device)
+        check_division(config, parts.division, str(folder / "config.json"))
+        check_executor(parts.division, device)
+        check_quantization(parts.quantization, device)
+        check_transfer(parts.weight_transfer, device)
 
 
 def engine_environment(

@@ -15,6 +15,7 @@ from typing import Literal
 
 from rollouts.engines.backend import ServedModel
 from rollouts.engines.division import Division
+from rollouts.engines.protocol import WeightTransfer
 from rollouts.errors import UserError, nearest
 from rollouts.model_config import sizes_of
 
@@ -131,6 +132,17 @@ def check_quantization(name: str | None, device: Literal["cpu", "cuda"]) -> None
             where="rollouts.quantization",
             cause="vLLM has the kernels for weights that it quantises itself on GPUs only",
             remedy="leave quantization out, or give rollouts.resources.gpus where a cluster has them",
+        )
+
+
+def check_transfer(way: WeightTransfer, device: Literal["cpu", "cuda"]) -> None:
+    """Refuse a way for weights that the device does not have."""
+    if way in ("nccl", "ipc") and device == "cpu":
+        raise UserError(
+            f"engines on CPUs take no weights by {way}",
+            where="rollouts.weight_transfer",
+            cause=f"{way} copies between the memories of GPUs",
+            remedy="set it to gloo or host, or give rollouts.resources.gpus where a cluster has them",
         )
 
 

@@ -10,10 +10,16 @@ import psutil
 import pytest
 import torch
 
+from align.config.policy import EngineConfig, PolicyConfig
+from align.learner.model.policy import Policy
+from align.learner.ranks.group import LearnerGroup
+from align.learner.ranks.ranks import Ranks
+from align.learner.ranks.sharding import local, part_like
 from rollouts.engines import vllm
 from rollouts.engines.division import Division
 from rollouts.engines.protocol import SampleRequest, ScoreRequest, WeightUpdate
 from rollouts.engines.vllm import VLLMConfig, VLLMEngine
+from rollouts.errors import RunError
 from rollouts.pool.pool import EnginePool
 from rollouts.types import Sampling
 from tests.patience import patient
@@ -38,12 +44,27 @@ def pool(ray_cluster, travels_by_value, tiny_llama):
         kv_cache_mb=64,
         device="cpu",
         division=Division(tensor=2),
+        weight_transfer="gloo",
     )
     pool = EnginePool(
         config, engine_factory=partial(in_small_parts, config), start_deadline_s=patient(180.0)
     )
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="module")
+def ranks(ray_cluster, tiny_llama, tmp_path_factory):
+    """Two ranks of a learner, each with half of the weights."""
+    group = LearnerGroup(
+        tiny_llama,
+        PolicyConfig(model=str(tiny_llama), ranks=2),
+        folder_of=lambda _: tiny_llama,
+        scratch=tmp_path_factory.mktemp("scratch"),
+        engines=EngineConfig(weight_transfer="gloo", deadline_s=patient(60.0)),
+    )
+    yield group
+    group.close()
 
 
 def worst(pool, model):
@@ -87,3 +108,36 @@ def test_two_processes_hold_what_the_learner_holds(pool, tiny_llama):
     assert worst(pool, model) < TOLERANCE
     assert pool.metrics.restarts == 1
     assert not any(map(psutil.pid_exists, [pid, *(child.pid for child in workers)]))
+
+
+class Move:
+    """Task that moves the weights, on every rank alike."""
+
+    snapshots = ()
+
+    def __call__(self, policy: Policy, ranks: Ranks, folder_of: object) -> None:
+        torch.manual_seed(7)
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                whole = torch.randn(parameter.shape) * 0.05
+                local(parameter).add_(local(part_like(whole, parameter)))
+
+
+def test_sharded_weights_go_from_the_ranks_to_the_workers(pool, ranks, tiny_llama, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    for version in ("gloo/1", "gloo/2"):
+        ranks.compute(Move())
+        report = pool.sync(ranks.weights(version))
+        assert (report.version, report.num_engines) == (version, 1)
+        ranks.save(tmp_path / version[-1])
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / version[-1], dtype=torch.float32)
+        assert worst(pool, model.eval()) < TOLERANCE
+
+    # Nobody else has the weights of an engine that dies; the next sync gives them to its successor.
+    (pid,) = pool.pids
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RunError, match="no engine has the weights 'gloo/2'"):
+        worst(pool, model)
+    pool.sync(ranks.weights("gloo/2"))
+    assert worst(pool, model) < TOLERANCE

@@ -28,8 +28,8 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.config.campaign import PolicyConfig, RoundSettings
-from align.config.policy import WaitsConfig
-from rollouts.engines.protocol import WeightSendError, WeightTransfer, WeightUpdate
+from align.config.policy import EngineConfig, WaitsConfig
+from rollouts.engines.protocol import WeightSendError, WeightUpdate
 from rollouts.engines.stored_tensor import read_stored
 from rollouts.errors import KeelError, RunError
 from rollouts.machine.device import resolve_device
@@ -240,8 +240,7 @@ class LearnerGroup:
         folder_of: Callable[[SnapshotId], Path],
         scratch: Path,
         tolerance: float | None = None,
-        transfer: WeightTransfer = "host",
-        transfer_s: float = 600.0,
+        engines: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
         waits: WaitsConfig = WaitsConfig(),  # noqa: B008  (frozen)
         note: Note = lambda _: None,
     ) -> None:
@@ -266,8 +265,7 @@ class LearnerGroup:
             options = {
                 "scratch": scratch.absolute(),
                 "tolerance": tolerance,
-                "transfer": transfer,
-                "transfer_s": transfer_s,
+                "engines": engines,
             }
             starts = [
                 a.start.remote(port, base.absolute(), config, **options) for a in self._actors

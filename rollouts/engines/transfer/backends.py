@@ -106,7 +106,7 @@ def _plain_engine(taker: Any) -> Any:
     class Nothing(WeightTransferInitInfo, WeightTransferUpdateInfo):
         """Nothing to set up: tensors arrive as arguments."""
 
-    class HostEngine(taker, WeightTransferEngine):  # type: ignore[misc]
+    class HostEngine(taker, WeightTransferEngine):
         """Loads tensors that are already in this process."""
 
         init_info_cls = update_info_cls = Nothing
@@ -145,7 +145,7 @@ def _gloo_engine(taker: Any) -> Any:
         forms: Sequence[tuple[str, str, Sequence[int]]]
         bucket_bytes: int
 
-    class GlooEngine(taker, WeightTransferEngine):  # type: ignore[misc]
+    class GlooEngine(taker, WeightTransferEngine):
         """Loads buckets of tensors that the learner broadcasts; the next one comes meanwhile."""
 
         init_info_cls, update_info_cls = GlooInit, GlooUpdate

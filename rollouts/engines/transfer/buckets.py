@@ -83,7 +83,7 @@ def unpack(bucket: Sequence[TensorForm], buffer: Tensor) -> Iterator[tuple[str, 
     """Yield the tensors of a bucket, which share the buffer's memory."""
     import torch
 
-    parts = buffer.split([form.nbytes for form in bucket])
+    parts = torch.split(buffer, [form.nbytes for form in bucket])
     for form, part in zip(bucket, parts, strict=True):
         # A view needs its first byte at a multiple of the numbers' size.
         aligned = part if part.storage_offset() % 8 == 0 else part.clone()

@@ -43,9 +43,10 @@ class Link:
     """
 
     def __init__(self, address: LinkAddress, rank: int, store: Any = None) -> None:
-        from torch import distributed
+        import torch
 
-        gloo: Any = distributed.ProcessGroupGloo  # type: ignore[attr-defined]
+        distributed: Any = torch.distributed
+        gloo = distributed.ProcessGroupGloo
         store = store or open_store(address)
         options = gloo._Options()
         options._timeout = timedelta(seconds=address.timeout_s)
@@ -55,9 +56,9 @@ class Link:
 
     def broadcast(self, buffer: Tensor) -> Any:
         """Begin to send a buffer, or to fill it with what comes; ``wait()`` of the result ends it."""
-        from torch import distributed
+        from torch.distributed import BroadcastOptions
 
-        options = distributed.BroadcastOptions()  # type: ignore[attr-defined]
+        options = BroadcastOptions()
         options.rootRank, options.rootTensor = SENDER, 0
         return self._group.broadcast([buffer], options)
 
@@ -70,9 +71,10 @@ class Link:
 
 def open_store(address: LinkAddress, *, is_master: bool = False) -> Any:
     """Open or join the meeting point; port 0 lets the system choose one."""
-    from torch import distributed
+    import torch
 
-    return distributed.TCPStore(  # type: ignore[attr-defined]
+    distributed: Any = torch.distributed
+    return distributed.TCPStore(
         address.host,
         address.port,
         None,
