@@ -348,13 +348,13 @@ class EngineConfig(Settings):
         for name, default in (("executor", "processes"), ("expert_parallel", False)):
             if self.division.num_devices == 1 and getattr(self, name) != default:
                 raise ValueError(
-                    f"{name} is about engines on several devices, and this one has one; set "
+                    f"{name}: it is about engines on several devices, and this one has one; set "
                     "tensor_parallel or pipeline_parallel, or leave it out"
                 )
         share = self.resources.gpus
         if self.division.num_devices > 1 and share is not None and 0 < share < 1:
             raise ValueError(
-                f"resources.gpus is {share:g}, and an engine on several devices takes whole ones; set it "
+                f"resources: gpus is {share:g}, and an engine on several devices takes whole ones; set it "
                 "to 1, or leave it out"
             )
         setting = self.changed("quantization", "dtype")

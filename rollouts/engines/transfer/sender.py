@@ -7,8 +7,9 @@ does so for ``nccl`` and ``ipc``; ``gloo`` is the same path over the memory of C
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +20,10 @@ from rollouts.engines.transfer.link import SENDER, Link, LinkAddress, open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+POLL_S = 0.0005
+"""Seconds between two looks at a bucket that is on its way."""
 
 
 class WeightSource(Protocol):
@@ -103,7 +108,7 @@ class GlooSender:
             self._client.start_weight_update()
             update = {"forms": listed, "bucket_bytes": self._bucket_bytes}
             loading = pool.submit(self._client.update_weights, update)
-            self._broadcast(self._link, forms, tensors)
+            self._broadcast(self._link, forms, tensors, loading)
             loading.result()
             self._client.finish_weight_update()
         finally:
@@ -120,7 +125,11 @@ class GlooSender:
             link.close()
 
     def _broadcast(
-        self, link: Link, forms: Sequence[TensorForm], tensors: Iterator[tuple[str, Tensor]]
+        self,
+        link: Link,
+        forms: Sequence[TensorForm],
+        tensors: Iterator[tuple[str, Tensor]],
+        loading: Future[None],
     ) -> None:
         import torch
 
@@ -129,10 +138,19 @@ class GlooSender:
             buffer = torch.empty(sum(form.nbytes for form in bucket), dtype=torch.uint8)
             pack(bucket, tensors, buffer)
             if under_way:
-                under_way.pop()[0].wait()
+                _wait(under_way.pop()[0], loading)
             under_way.append((link.broadcast(buffer), buffer))
         for work, _ in under_way:
-            work.wait()
+            _wait(work, loading)
+
+
+def _wait(work: Any, loading: Future[None]) -> None:
+    """Wait until a bucket has been sent, or an engine has failed, which would not take it."""
+    while not work.is_completed():
+        if loading.done():
+            loading.result()
+        time.sleep(POLL_S)
+    work.wait()
 
 
 class _VLLMSender:

@@ -69,12 +69,12 @@ class Layers:
 class Workers(EngineClient):
     """Engines' workers as threads of this process, each with a real link."""
 
-    def __init__(self, count: int, expected: set[str], *, dies: bool = False) -> None:
+    def __init__(self, count: int, expected: set[str], *, fault: str = "") -> None:
         super().__init__((), 1, "v1")
         self.layers = [Layers(expected) for _ in range(count)]
         self.links: list[Link] = []
         self.log: list[str] = []
-        self._count, self._dies = count, dies
+        self._count, self._fault = count, fault
         self._threads = ThreadPoolExecutor(count)
 
     @property
@@ -90,9 +90,11 @@ class Workers(EngineClient):
 
     def update_weights(self, update_info: Any) -> None:
         forms = [TensorForm(n, d, tuple(s)) for n, d, s in update_info["forms"]]
-        if self._dies:
+        if self._fault == "leaves":
             self.links[-1].close()
             return
+        if self._fault == "refuses":
+            raise ValueError("these are not my weights")
         self._each(
             lambda rank: receive_buckets(
                 self.links[rank], forms, update_info["bucket_bytes"], self.layers[rank]
@@ -134,15 +136,16 @@ def test_every_worker_gets_the_files_of_the_policy(tmp_path, kind):
     sender.close()
 
 
-def test_a_worker_that_leaves_ends_the_sending(tmp_path, monkeypatch):
+def test_a_worker_that_leaves_or_refuses_ends_the_sending(tmp_path, monkeypatch):
     folder = save_model(tmp_path / "m")
     policy = Policy(folder, PolicyConfig(model=str(folder)), device=CPU)
     names = {form.name for form in PolicyTensors(policy).forms()}
     transfer = DirectTransfer(policy, SOLO, "gloo", patient(20.0))
     monkeypatch.setattr("align.learner.sender.reachable_host", lambda: "127.0.0.1")
-    for dies in (True, False):
-        workers = Workers(2, names, dies=dies)
+    for fault, said in (("leaves", "onnect"), ("refuses", "not my weights"), ("", "")):
+        workers = Workers(2, names, fault=fault)
         monkeypatch.setattr("align.learner.sender.EngineClient", lambda *_, w=workers: w)
         failure = transfer.send("v1", [object()], 1)
-        assert ("losed" in failure or "onnect" in failure) if dies else failure == ""
+        assert said in failure
+        assert bool(said) == bool(failure)
     transfer.close()
