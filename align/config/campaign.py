@@ -467,9 +467,8 @@ class CampaignConfig(StoreSettings):
                     f"rounds.{index}.anchors: only past prompts have an owner; "
                     "use parent or base for new and general prompts"
                 )
-        check_bank(self)
-        check_engines(self)
-        check_counts(self)
+        for check in (check_bank, check_engines, check_counts):
+            check(self)
         if self.store and self.store in (*self.references.alone, self.references.joint):
             raise ValueError(
                 f"references: {self.store} is this campaign's own store; name those of other campaigns"

@@ -18,7 +18,7 @@ from align.config.retrieval.settings import RetrievalConfig
 from align.settings import InputPath, Settings
 from rollouts.engines import DEFAULT_BACKEND, ENGINES
 from rollouts.engines.backend import LINEAR_LAYERS, EngineParts
-from rollouts.engines.division import Division, Executor
+from rollouts.engines.division import DeviceDivision, Executor
 from rollouts.engines.protocol import WeightTransfer
 from rollouts.errors import nearest
 from rollouts.machine.processor import Dtype
@@ -380,9 +380,9 @@ class EngineConfig(Settings):
         )
 
     @property
-    def division(self) -> Division:
-        """Division of one engine over its devices."""
-        return Division(
+    def division(self) -> DeviceDivision:
+        """DeviceDivision of one engine over its devices."""
+        return DeviceDivision(
             tensor=self.tensor_parallel,
             pipeline=self.pipeline_parallel,
             executor=self.executor,

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from rollouts.engines.division import WHOLE, Division
+from rollouts.engines.division import WHOLE, DeviceDivision
 from rollouts.engines.protocol import RolloutEngine, WeightTransfer
 from rollouts.errors import UserError
 from rollouts.machine.device import Device
@@ -45,7 +45,7 @@ class ServedModel:
 class EngineParts:
     """Parts of an engine beyond one device that takes plain weights."""
 
-    division: Division = WHOLE
+    division: DeviceDivision = WHOLE
     quantization: str | None = None
     weight_transfer: WeightTransfer = "host"
 
@@ -86,7 +86,7 @@ class EngineSpec(ABC):
     """Share of a GPU's memory for weights and KV cache."""
     threads: int = 1
     """CPU threads of one device's matrix products."""
-    division: Division = WHOLE
+    division: DeviceDivision = WHOLE
     """Devices that the model is divided over."""
     weight_transfer: WeightTransfer = "host"
     """Way of full weights from the learner."""

@@ -1,4 +1,4 @@
-"""Division of one engine's model over several devices, and what a model must be like for it."""
+"""DeviceDivision of one engine's model over several devices, and what a model must be like for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Division:
+class DeviceDivision:
     """Devices of one engine, and how the model is divided over them."""
 
     tensor: int = 1
@@ -34,11 +34,11 @@ class Division:
         return self.tensor * self.pipeline
 
 
-WHOLE = Division()
+WHOLE = DeviceDivision()
 """A model on one device."""
 
 
-def check_division(config: Mapping[str, Any], division: Division, where: str) -> None:
+def check_division(config: Mapping[str, Any], division: DeviceDivision, where: str) -> None:
     """Refuse a division that the sizes of a model do not allow.
 
     Args:
@@ -77,12 +77,12 @@ def check_division(config: Mapping[str, Any], division: Division, where: str) ->
         )
 
 
-def share_of_cache(config: Mapping[str, Any], division: Division) -> float:
+def share_of_cache(config: Mapping[str, Any], division: DeviceDivision) -> float:
     """Return the part of a token's keys and values that one device holds, 1 at most.
 
     Devices that outnumber the heads of keys and values hold copies of them.
 
-    >>> share_of_cache({"num_key_value_heads": 2}, Division(tensor=4, pipeline=2))
+    >>> share_of_cache({"num_key_value_heads": 2}, DeviceDivision(tensor=4, pipeline=2))
     0.25
     """
     nested = config.get("text_config")

@@ -81,7 +81,7 @@ CPU_BLOCK_TOKENS = 32
 """Tokens of a block of the KV cache on CPUs, the fewest that vLLM's attention takes there. The prefix cache
 knows whole blocks only: with vLLM's own 128 a short prompt and its turns would never be found in it."""
 EXECUTORS = {"processes": "mp", "ray": "ray"}
-"""vLLM's names of what runs an engine's workers, by `Division.executor`."""
+"""vLLM's names of what runs an engine's workers, by `DeviceDivision.executor`."""
 WORKER_EXTENSION = "rollouts.engines.transfer.worker.WorkerExtension"
 """Class that vLLM's workers take methods from, by its name."""
 PART_BYTES = 64 << 20

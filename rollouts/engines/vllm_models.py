@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from rollouts.engines.backend import ServedModel
-from rollouts.engines.division import Division
+from rollouts.engines.division import DeviceDivision
 from rollouts.engines.protocol import WeightTransfer
 from rollouts.errors import UserError, nearest
 from rollouts.model_config import sizes_of
@@ -103,7 +103,7 @@ def check_head_dim(head_dim: int | None, folder: Path) -> None:
     )
 
 
-def check_executor(division: Division, device: Literal["cpu", "cuda"]) -> None:
+def check_executor(division: DeviceDivision, device: Literal["cpu", "cuda"]) -> None:
     """Refuse Ray workers on a CPU."""
     if division.executor == "ray" and device == "cpu":
         raise UserError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rollouts.engines.division import Division
+from rollouts.engines.division import DeviceDivision
 
 Bundle = Mapping[str, float]
 """Resources that one process takes, as Ray names them: ``{"CPU": 1, "GPU": 1, "a100": 1}``."""
@@ -64,14 +64,14 @@ class Room:
             ray.util.remove_placement_group(self._group)
 
 
-def bundles_of(division: Division, bundle: Bundle) -> list[Bundle]:
+def bundles_of(division: DeviceDivision, bundle: Bundle) -> list[Bundle]:
     """Return the bundles of one engine whose devices take ``bundle`` each.
 
     Processes of its own share one bundle, and Ray workers have one each.
 
-    >>> bundles_of(Division(tensor=2), {"CPU": 1, "GPU": 1})
+    >>> bundles_of(DeviceDivision(tensor=2), {"CPU": 1, "GPU": 1})
     [{'CPU': 2, 'GPU': 2}]
-    >>> bundles_of(Division(tensor=2, executor="ray"), {"CPU": 1, "GPU": 1})
+    >>> bundles_of(DeviceDivision(tensor=2, executor="ray"), {"CPU": 1, "GPU": 1})
     [{'CPU': 1, 'GPU': 1}, {'CPU': 1, 'GPU': 1}]
     """
     number = division.num_devices

@@ -16,7 +16,7 @@ from align.learner.ranks.group import LearnerGroup
 from align.learner.ranks.ranks import Ranks
 from align.learner.ranks.sharding import local, part_like
 from rollouts.engines import vllm
-from rollouts.engines.division import Division
+from rollouts.engines.division import DeviceDivision
 from rollouts.engines.protocol import SampleRequest, ScoreRequest, WeightUpdate
 from rollouts.engines.vllm import VLLMConfig, VLLMEngine
 from rollouts.errors import RunError
@@ -43,7 +43,7 @@ def pool(ray_cluster, travels_by_value, tiny_llama):
         max_num_seqs=16,
         kv_cache_mb=64,
         device="cpu",
-        division=Division(tensor=2),
+        division=DeviceDivision(tensor=2),
         weight_transfer="gloo",
     )
     pool = EnginePool(

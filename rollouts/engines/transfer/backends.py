@@ -35,10 +35,22 @@ def register_backends() -> None:
     Factory.register_engine(PREFIX + "host", _plain_engine(taker))
     Factory.register_engine(PREFIX + "gloo", _gloo_engine(taker))
     for name in ("nccl", "ipc"):
-        own: Any = Factory._registry[name]
+        load_class: Any = Factory._registry[name]
         # Looked up when an engine asks for it: vLLM's module imports what is there on GPUs only.
-        Factory._registry[PREFIX + name] = lambda own=own: type("Engine", (taker, own()), {})
+        Factory._registry[PREFIX + name] = _Guarded(taker, load_class)
     assert {PREFIX + name for name in get_args(WeightTransfer)} <= set(Factory._registry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Guarded:
+    """Loader of one of vLLM's backends, to which the guards are added."""
+
+    taker: Any
+    load_class: Any
+
+    def __call__(self) -> Any:
+        """Return the class."""
+        return type("Engine", (self.taker, self.load_class()), {})
 
 
 def _argument_taker() -> Any:

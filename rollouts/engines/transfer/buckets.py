@@ -71,9 +71,9 @@ def pack(bucket: Sequence[TensorForm], pairs: Iterable[tuple[str, Tensor]], buff
 
     start = 0
     for form, (name, tensor) in zip(bucket, pairs, strict=False):
-        found = form_of(name, tensor)
-        if found != form:
-            raise ValueError(f"{found} came where engines were told to expect {form}")
+        actual = form_of(name, tensor)
+        if actual != form:
+            raise ValueError(f"{actual} came where engines were told to expect {form}")
         part = buffer[start : start + form.nbytes]
         part.copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
         start += form.nbytes

@@ -60,7 +60,7 @@ def open_sender(
     timeout_s: float,
     bucket_bytes: int = BUCKET_BYTES,
 ) -> WeightSender:
-    """Meet the workers of engines; all ranks of the learner call this.
+    """Open the way to the workers of engines; all ranks of the learner call this.
 
     Args:
         host: address of this machine that the engines' reach.

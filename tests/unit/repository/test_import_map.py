@@ -46,6 +46,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/checkpoint.py",
     "align/learner/heads/critic.py",
     "align/learner/learner.py",
+    "align/learner/sender.py",
     "align/learner/model/adapter.py",
     "align/learner/model/blend.py",
     "align/learner/model/linear.py",

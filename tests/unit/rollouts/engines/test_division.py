@@ -8,7 +8,7 @@ import pytest
 
 from rollouts.engines import ENGINES
 from rollouts.engines.backend import EngineParts
-from rollouts.engines.division import WHOLE, Division, check_division, share_of_cache
+from rollouts.engines.division import WHOLE, DeviceDivision, check_division, share_of_cache
 from rollouts.engines.vllm_models import online_methods
 from rollouts.errors import UserError
 
@@ -23,10 +23,10 @@ LLAMA = {
 @pytest.mark.parametrize(
     ("division", "setting"),
     [
-        (Division(tensor=3), "tensor_parallel"),
-        (Division(tensor=64), "tensor_parallel"),
-        (Division(pipeline=31), "pipeline_parallel"),
-        (Division(tensor=2, experts=True), "expert_parallel"),
+        (DeviceDivision(tensor=3), "tensor_parallel"),
+        (DeviceDivision(tensor=64), "tensor_parallel"),
+        (DeviceDivision(pipeline=31), "pipeline_parallel"),
+        (DeviceDivision(tensor=2, experts=True), "expert_parallel"),
     ],
 )
 def test_what_cannot_be_divided_is_named(division, setting):
@@ -37,7 +37,12 @@ def test_what_cannot_be_divided_is_named(division, setting):
 
 @pytest.mark.parametrize(
     "division",
-    [WHOLE, Division(tensor=8), Division(tensor=16), Division(tensor=2, pipeline=30)],
+    [
+        WHOLE,
+        DeviceDivision(tensor=8),
+        DeviceDivision(tensor=16),
+        DeviceDivision(tensor=2, pipeline=30),
+    ],
 )
 def test_heads_and_layers_that_fit_are_taken(division):
     """Twice as many devices as heads of keys and values hold copies; layers need not come out even."""
@@ -46,18 +51,18 @@ def test_heads_and_layers_that_fit_are_taken(division):
 
 
 def test_a_device_holds_its_part_of_the_cache():
-    assert share_of_cache(LLAMA, Division(tensor=4)) == 1 / 4
-    assert share_of_cache(LLAMA, Division(tensor=16, pipeline=2)) == 1 / 16
+    assert share_of_cache(LLAMA, DeviceDivision(tensor=4)) == 1 / 4
+    assert share_of_cache(LLAMA, DeviceDivision(tensor=16, pipeline=2)) == 1 / 16
 
 
 @pytest.mark.parametrize(
     ("backend", "parts", "setting"),
     [
-        ("transformers", EngineParts(division=Division(tensor=2)), "tensor_parallel"),
-        ("transformers", EngineParts(division=Division(pipeline=2)), "pipeline_parallel"),
+        ("transformers", EngineParts(division=DeviceDivision(tensor=2)), "tensor_parallel"),
+        ("transformers", EngineParts(division=DeviceDivision(pipeline=2)), "pipeline_parallel"),
         ("transformers", EngineParts(quantization="fp8_per_tensor"), "quantization"),
         ("transformers", EngineParts(weight_transfer="gloo"), "weight_transfer"),
-        ("vllm", EngineParts(division=Division(tensor=2, executor="ray")), "executor"),
+        ("vllm", EngineParts(division=DeviceDivision(tensor=2, executor="ray")), "executor"),
         ("vllm", EngineParts(quantization="fp8_per_block"), "quantization"),
         ("vllm", EngineParts(weight_transfer="nccl"), "weight_transfer"),
     ],
