@@ -513,6 +513,8 @@ class CampaignConfig(StoreSettings):
                 del settings["merge"]
             if settings.get("system") is None:
                 settings.pop("system", None)
+            if settings["algorithm"].get("sft") == 0.0:
+                del settings["algorithm"]["sft"]
         if content["policy"]["bank"] is None:
             del content["policy"]["bank"]
         # So it is with settings of suites that are younger than they are.

@@ -32,7 +32,7 @@ def preference_model(
     acted_in = environments or [None] * len(completions)
     rows = zip(prompts, completions, acted_in, reference, strict=True)
     # Where the completion is an episode both are read as chats, or their scores are of two kinds.
-    pairs = [(*read_of(*row, reads), other) for *row, other in rows if other is not None]
+    pairs = [(*read_of(p, c, world, reads), r) for p, c, world, r in rows if r is not None]
     shown = [*(prompt for prompt, _, _ in pairs)] * 2
     answers = [answer for _, answer, _ in pairs]
     answers += [read_of(prompt, other, None, reads)[1] for prompt, _, other in pairs]
