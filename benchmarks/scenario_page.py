@@ -48,7 +48,8 @@ COLUMNS: Mapping[str, str] = {
 
 def table(lines: Sequence[Line]) -> str:
     """Write the Markdown table, naive above retained, and a sentence on each run without a result."""
-    head = ["scenario", "metric", "arm", "gate", *COLUMNS, "forgetting"]
+    figures = [column.replace("_", " ") for column in COLUMNS]
+    head = ["scenario", "metric", "arm", "gate", *figures, "forgetting"]
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     notes = []
     kinds = [(name, data) for name in SCENARIOS for data in ("generated", "real")]

@@ -1,19 +1,20 @@
 """Claim: every sampled token of an episode has the logprob that the weights it names give it.
 
-One vLLM engine behind the pool acts in the world of tools, whose calls worker processes answer. New weights
-come between batches of episodes, and into the middle of every other batch. Each token's logprob is then
-compared with a forward pass, over the whole episode, of the model with the token's own weights: tokens of
-later turns, tokens behind observed ones, and tokens that are older than the newest weights.
+One engine, vLLM behind the pool or transformers in this process, acts in the world of tools, whose calls
+worker processes answer. New weights come between batches of episodes, and into the middle of every other
+batch. Each token's logprob is then compared with a forward pass, over the whole episode, of the model with
+the token's own weights: tokens of later turns, tokens behind observed ones, and tokens that are older than
+the newest weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.common import parser, prepare, save, show, verdict
@@ -21,6 +22,7 @@ from benchmarks.common import parser, prepare, save, show, verdict
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rollouts.engines.transformers import TransformersEngine
     from rollouts.pool.pool import EnginePool
     from rollouts.types import Completion, RolloutGroup
 
@@ -32,8 +34,6 @@ LARGEST = 1e-4
 """Largest difference that passes, in nats; at a logprob below -1 divided by its size."""
 NOISE = 0.02
 """Distance between two versions: noise on every weight, as a share of the spread of its tensor."""
-LATE_S = 0.4
-"""Seconds after which new weights come into a batch that is under way."""
 ROWS = 64
 """Episodes of one forward pass."""
 
@@ -106,8 +106,9 @@ def main() -> int:
         world = args.world or Path(scratch)
         home = write(SCENARIO, world, note=print, steps=20 if args.quick else None)
         versions = Versions(home / "base")
-        with _pool(home / "base") as pool:
-            groups = list(act(pool, versions, home, args))
+        open_engine = _pool if args.backend == "vllm" else _in_process
+        with open_engine(home / "base") as engine:
+            groups = list(act(engine, versions, home, args))
     tokens, ends = compare(groups, versions), _ends(groups)
     largest = report(tokens, ends, args)
     save(args.json, "turns_parity", args, {"tokens": tokens, "episodes": ends})
@@ -130,8 +131,19 @@ def _pool(model: Path) -> Iterator[EnginePool]:
         ray.shutdown()
 
 
+@contextmanager
+def _in_process(model: Path) -> Iterator[TransformersEngine]:
+    from rollouts.engines.transformers import TransformersConfig
+
+    with closing(TransformersConfig(model=str(model), max_num_seqs=64).start()) as engine:
+        yield engine
+
+
 def act(
-    pool: EnginePool, versions: Versions, home: Path, args: argparse.Namespace
+    engine: EnginePool | TransformersEngine,
+    versions: Versions,
+    home: Path,
+    args: argparse.Namespace,
 ) -> Iterator[tuple[RolloutGroup, str]]:
     """Yield the groups of all batches, each with the newest version when its batch ended."""
     from align.config.data import PromptsConfig
@@ -151,16 +163,16 @@ def act(
     size = args.episodes // args.batches // GROUP
     with WorkerEnvironments(plan, EpisodeRules(turns=TURNS, parser="hermes")) as environments:
         for number in range(args.batches):
-            pool.sync(versions.update())
+            engine.sync(versions.update())
             chosen = [prompts[(number * size + i) % len(prompts)] for i in range(size)]
             pending = begin(
-                pool, chosen, [GROUP] * size, encoder, Sampling(max_tokens=TOKENS), number,
+                engine, chosen, [GROUP] * size, encoder, Sampling(max_tokens=TOKENS), number,
                 versions.newest, environments=environments,
             )  # fmt: skip
             if number % 2:
-                time.sleep(LATE_S)
                 versions.step()
-                pool.deposit(versions.update())
+                # An engine of this process samples only while its groups are waited for.
+                Timer(args.late_s, engine.deposit, [versions.update()]).start()
             yield from ((group, versions.newest) for group in pending.groups())
             versions.step()
 
@@ -172,7 +184,7 @@ def compare(groups: Sequence[tuple[RolloutGroup, str]], versions: Versions) -> l
         for completion in group.completions_G:
             for version in {span.version for span in completion.weight_versions}:
                 by_version.setdefault(version, []).append((group, completion, newest))
-    tokens = []
+    tokens: list[SampledToken] = []
     for version, samples in by_version.items():
         for start in range(0, len(samples), ROWS):
             part = samples[start : start + ROWS]
@@ -237,7 +249,7 @@ def report(
     show(
         f"{ends['episodes']:,} episodes of at most {TURNS} turns ({ends['three turns']:,} of {TURNS}), "
         f"{args.batches} syncs, {ends['two versions']:,} episodes that two versions sampled, "
-        f"{ends['failed']} failed; vLLM against transformers, 0.4M parameters, float32",
+        f"{ends['failed']} failed; {args.backend} against a forward pass, 0.4M parameters, float32",
         ["tokens", "number", "largest gap, nats"],
         rows,
         f"no token further than {LARGEST:g} from its own weights: {verdict(largest <= LARGEST)}",
@@ -249,6 +261,13 @@ def _arguments() -> argparse.Namespace:
     options = parser("Logprobs of multi-turn episodes against the weights that sampled them.")
     options.add_argument("--episodes", type=int, default=1000)
     options.add_argument("--batches", type=int, default=10, help="batches of episodes, a sync each")
+    options.add_argument("--backend", choices=["vllm", "transformers"], default="vllm")
+    options.add_argument(
+        "--late-s",
+        type=float,
+        default=0.4,
+        help="seconds after which new weights come into a batch",
+    )
     options.add_argument(
         "--world", type=Path, help="folder of worlds; a base that lies there is kept"
     )

@@ -63,6 +63,8 @@ PARTS = {
 }
 """Files of real domains below a folder, by split."""
 STORIES = "text/tinystories_valid_30k.txt"
+READ = 300
+"""Documents of each real domain that the base has read."""
 STORY = 32
 """Words of a part of the stories, of which those that are not kept are left out."""
 VOCABULARY = 1500
@@ -103,10 +105,12 @@ def real_domains(folder: Path, seed: int) -> World | None:
     files = {name: [{"text": t} for t in texts[name, "train"][:DOCUMENTS]] for name in names}
     files["general"] = [{"text": text} for text in general[held:]]
     measured = {f"{name}-eval": texts[name, "test"][:HELD_OUT] for name in names}
+    measured |= {f"{name}-read": texts[name, "train"][-READ:] for name in names}
+
+    read = {name: texts[name, "train"][-READ:] for name in names}
 
     def lesson(dice: Dice) -> Lesson:
-        kind = dice.chance()
-        part = general[held:] if kind < 0.5 else texts[dice.choose(names), "train"][-DOCUMENTS:]
+        part = general[held:] if dice.chance() < 0.5 else read[dice.choose(names)]
         return Lesson("", dice.choose(part))
 
     return World(

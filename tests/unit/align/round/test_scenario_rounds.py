@@ -1,4 +1,4 @@
-"""Two scenarios in a tiny form, from the generator to the line of the table, and what a break costs."""
+"""Two scenarios in a tiny form, from the generator to the line of the table, and a break in between."""
 
 from __future__ import annotations
 
