@@ -30,8 +30,12 @@ def write_page(folder: Path, lines: Sequence[Line]) -> None:
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    tables = "\n\n".join(filter(None, [table(lines), measures_table(lines)]))
-    page.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n\n{tables(lines)}\n\n{END}{after}", encoding="utf-8")
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """Write the table of arms, and below it that of further measures."""
+    return "\n\n".join(filter(None, [table(lines), measures_table(lines)]))
 
 
 COLUMNS: Mapping[str, str] = {

@@ -32,6 +32,8 @@ TOOLS = ("calculator", "register", "converter")
 TURNS, TOKENS, GROUP = 3, 16, 4
 LARGEST = 1e-4
 """Largest difference that passes, in nats; at a logprob below -1 divided by its size."""
+LESSONS = 120
+"""Batches that the base learns from: enough to write calls, too few to answer always behind one."""
 NOISE = 0.02
 """Distance between two versions: noise on every weight, as a share of the spread of its tensor."""
 ROWS = 64
@@ -104,7 +106,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as scratch:
         world = args.world or Path(scratch)
-        home = write(SCENARIO, world, note=print, steps=20 if args.quick else None)
+        home = write(SCENARIO, world, note=print, steps=20 if args.quick else LESSONS)
         versions = Versions(home / "base")
         open_engine = _pool if args.backend == "vllm" else _in_process
         with open_engine(home / "base") as engine:

@@ -15,6 +15,7 @@ from benchmarks.scenario_page import (
     comparison,
     measures_table,
     table,
+    tables,
     write_page,
 )
 from benchmarks.scenarios import arguments
@@ -101,7 +102,7 @@ def test_documents_are_compared_with_weights_of_the_same_facts() -> None:
 def test_the_page_is_what_its_lines_make() -> None:
     lines = [*load_results(FOLDER / "scenarios.jsonl").values()]
     text = (FOLDER / "scenarios.md").read_text(encoding="utf-8")
-    assert text.partition(BEGIN)[2].partition(END)[0].strip() == table(lines)
+    assert text.partition(BEGIN)[2].partition(END)[0].strip() == tables(lines)
     assert {line["scenario"] for line in lines} <= {*SCENARIOS}
 
 
