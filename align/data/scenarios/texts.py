@@ -91,30 +91,34 @@ def real_domains(folder: Path, seed: int) -> World | None:
         return None
     lines = {key: path.read_text(encoding="utf-8").splitlines() for key, path in paths.items()}
     parts = {key: [real_words(json.loads(line)) for line in rows] for key, rows in lines.items()}
-    told = real_words({"text": stories.read_text(encoding="utf-8")})
-    parts["general", "all"] = [told[i : i + STORY] for i in range(0, len(told), STORY)]
+    story_words = real_words({"text": stories.read_text(encoding="utf-8")})
+    parts["general", "all"] = [
+        story_words[i : i + STORY] for i in range(0, len(story_words), STORY)
+    ]
     counts = Counter(word for rows in parts.values() for text in rows for word in text)
     known = {word for word, _ in counts.most_common(VOCABULARY)}
     texts = {
-        key: [" ".join(kept) for text in Dice(f"{seed}/{key}").shuffled(rows)
-              if len(kept := [word for word in text if word in known][:SENTENCE]) == SENTENCE]
+        key: [" ".join(frequent) for text in Dice(f"{seed}/{key}").shuffled(rows)
+              if len(frequent := [word for word in text if word in known][:SENTENCE]) == SENTENCE]
         for key, rows in parts.items()
     }  # fmt: skip
     general = texts.pop(("general", "all"))
-    held, names = len(general) // 4, [*PARTS]
+    num_held, names = len(general) // 4, [*PARTS]
     files = {name: [{"text": t} for t in texts[name, "train"][:DOCUMENTS]] for name in names}
-    files["general"] = [{"text": text} for text in general[held:]]
+    files["general"] = [{"text": text} for text in general[num_held:]]
     measured = {f"{name}-eval": texts[name, "test"][:HELD_OUT] for name in names}
-    measured |= {f"{name}-read": texts[name, "train"][-READ:] for name in names}
-
     read = {name: texts[name, "train"][-READ:] for name in names}
+    measured |= {f"{name}-read": documents for name, documents in read.items()}
 
     def lesson(dice: Dice) -> Lesson:
-        part = general[held:] if dice.chance() < 0.5 else read[dice.choose(names)]
+        part = general[num_held:] if dice.chance() < 0.5 else read[dice.choose(names)]
         return Lesson("", dice.choose(part))
 
     return World(
-        files=files, texts={**measured, "general-eval": general[:held]}, lesson=lesson, steps=400
+        files=files,
+        texts={**measured, "general-eval": general[:num_held]},
+        lesson=lesson,
+        steps=400,
     )
 
 
