@@ -122,8 +122,11 @@ class BankConfig(Settings):
     """Folder of sentence-transformers that prompts are compared by, which needs the extra ``bank``. None:
     the mean of the base's hidden states over the prompt."""
     layer: Annotated[int, Field(ge=1)] | None = None
-    """Layer of the base after which these hidden states are taken; None: a third of the way up. Retrieval
-    computes the layers up to it, and which of them tells rounds apart best differs from model to model."""
+    """Layer of the base after which these hidden states are taken; None: a sixth of the way up, or a third
+    without ``scale``. Retrieval computes the layers up to it."""
+    scale: Literal["root", "none"] = "root"
+    """Scaling of these hidden states. ``root``: the signed square root of each number, without which a few
+    large features alone decide what is near; ``none``, as in banks that were begun before."""
     prompts: Annotated[int, Field(ge=1)] = 512
     """Prompts of a round, from its first, that its keys are trained on."""
     init: Literal["average", "orthogonal"] = "average"
