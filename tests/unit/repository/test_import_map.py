@@ -95,6 +95,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/retention/regularizers/quadratic.py",
     "align/retention/regularizers/si.py",
     "align/retention/samples.py",
+    "align/retention/trust_region.py",
     "rollouts/engines/decoding/batch.py",
     "rollouts/engines/decoding/completions.py",
     "rollouts/engines/decoding/distribution.py",
