@@ -136,6 +136,7 @@ SWEEPS: dict[str, Sweep] = {
     "hft": Sweep(setting="share", values=(0.5, 0.75, 0.9)),
     "mofo": Sweep(setting="share", values=(0.15, 0.05, 0.5)),
     "migu": Sweep(setting="masked", values=(0.7, 0.5, 0.9)),
+    "trust_region": Sweep(setting="kl", values=(5e-4, 5e-5, 5e-3)),
     "o_lora": Sweep(setting="strength", values=(0.5, 0.05, 5.0), policy=FRESH),
     "n_lora": Sweep(setting="strength", values=(1e-4, 1e-5, 1e-3), policy=FRESH),
     "inflora": Sweep(setting="energy", values=(0.9, 0.5, 0.97), policy=FRESH),

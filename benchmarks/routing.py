@@ -77,7 +77,9 @@ def routed(
     from align.config.policy import BankConfig
     from align.learner.bank.encoding import encoder_of
 
-    config = BankConfig(keys=args.keys, top_k=args.top_k, groups=args.groups, layer=layer)
+    config = BankConfig(
+        keys=args.keys, top_k=args.top_k, groups=args.groups, layer=layer, scale=args.scale
+    )
     queries = Queries(encoder_of(config, model, folder))
     keys: list[tuple[str, torch.Tensor]] = []
     for seed, (task, (learnt, _)) in enumerate(prompts.items()):
@@ -108,16 +110,20 @@ def file_texts(args: argparse.Namespace) -> dict[str, list[list[str]]]:
 
     from benchmarks.slm import ORDERS, write_data
 
-    settings = argparse.Namespace(train=args.train, items=args.items, chars=args.chars)
+    count = args.train + args.items if args.validate else args.train
+    settings = argparse.Namespace(train=count, items=args.items, chars=args.chars)
     with TemporaryDirectory(prefix="routing-") as scratch:
         files = write_data(args.data, Path(scratch), ORDERS["given"], settings)
-        return {
+        texts = {
             task: [
                 [json.loads(line)["prompt"] for line in parts[part].read_text().splitlines()]
                 for part in ("train", "test")
             ]
             for task, parts in files.items()
         }
+    if args.validate:
+        return {task: [rows[: args.train], rows[args.train :]] for task, (rows, _) in texts.items()}
+    return texts
 
 
 def demo_texts(args: argparse.Namespace) -> dict[str, list[list[str]]]:
@@ -146,12 +152,16 @@ def arguments() -> argparse.Namespace:
     options.add_argument(
         "--layers", type=lambda text: [*map(layer_of, text.split(","))], default=[None, 1, 2, 3]
     )
+    options.add_argument("--scale", choices=["root", "none"], default="root")
     options.add_argument("--keys", type=int, default=4, help="of a round")
     options.add_argument("--top-k", type=int, default=1, help="keys that answer a prompt")
     options.add_argument("--groups", type=int, default=4, help="of features")
     options.add_argument("--train", type=int, default=128, help="prompts of each task to learn")
     options.add_argument("--items", type=int, default=100, help="prompts of each task held out")
     options.add_argument("--chars", type=int, default=160, help="characters of a text")
+    options.add_argument(
+        "--validate", action="store_true", help="hold out texts to learn instead of test texts"
+    )
     options.add_argument("--chat", action="store_true", help="render texts as a user's message")
     options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options.add_argument("--threads", type=int, default=1)

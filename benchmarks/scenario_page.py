@@ -11,6 +11,7 @@ from typing import Any
 
 from align.data.scenarios import SCENARIOS
 from benchmarks.campaigns import append_result
+from benchmarks.scenarios import ARMS, WEIGHTS
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
 BEGIN, END = "<!-- table: benchmarks.scenarios -->", "<!-- end of the table -->"
@@ -29,7 +30,12 @@ def write_page(folder: Path, lines: Sequence[Line]) -> None:
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{table(lines)}\n\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n\n{tables(lines)}\n\n{END}{after}", encoding="utf-8")
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """Write the table of arms, and below it that of further measures."""
+    return "\n\n".join(filter(None, [table(lines), measures_table(lines)]))
 
 
 COLUMNS: Mapping[str, str] = {
@@ -39,26 +45,28 @@ COLUMNS: Mapping[str, str] = {
     "FWT": "+.3f",
     "general": ".3f",
     "s": ".0f",
+    "cpu_s": ".0f",
 }
 """Figures of the table, and how a mean is written."""
 
 
 def table(lines: Sequence[Line]) -> str:
     """Write the Markdown table, naive above retained, and a sentence on each run without a result."""
-    head = ["scenario", "metric", "arm", "gate", *COLUMNS, "forgetting"]
+    figures = [column.replace("_", " ") for column in COLUMNS]
+    head = ["scenario", "metric", "arm", "gate", *figures, "forgetting"]
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     notes = []
     kinds = [(name, data) for name in SCENARIOS for data in ("generated", "real")]
     for name, data in kinds:
-        arms = {arm: _results_of(lines, name, data, arm) for arm in ("naive", "retained")}
+        arms = {arm: _results_of(lines, name, data, arm) for arm in ARMS}
         for arm, runs in arms.items():
             if not runs:
-                if data == "generated":
+                if data == "generated" and (arm != WEIGHTS or SCENARIOS[name].in_weights):
                     notes.append(f"`{name}`, {arm}: not run yet.")
                 continue
             passed = "/".join(str(sum(run[key] for run in runs)) for key in ("passed", "rounds"))
             cells = [_written(mean(runs, column), form) for column, form in COLUMNS.items()]
-            compared = comparison(*arms.values()) if arm == "retained" else ""
+            compared = "" if arm == "naive" else comparison(arms["naive"], runs)
             shown = name if data == "generated" else f"{name}, real texts"
             row = [shown, runs[0]["metric"], arm, passed, *cells, compared]
             rows.append(f"| {' | '.join(row)} |")
@@ -66,6 +74,32 @@ def table(lines: Sequence[Line]) -> str:
         f"`{line['scenario']}`, {line['arm']}: {line['error']}" for line in lines if "error" in line
     ]
     return "\n\n".join(["\n".join(rows), *notes])
+
+
+def measures_table(lines: Sequence[Line]) -> str:
+    """Write what other suites than those of rounds and the general one measured, base and last snapshot.
+
+    Suites that are named after a round, such as ``norsk-chrf``, are one measure, their mean.
+    """
+    rows = ["| scenario | arm | measure | base | last |", "|---|---|---|---|---|"]
+    for line in lines:
+        snapshots = [measures(line, name) for name in (line.get("matrix") or ())]
+        for measure in snapshots[0] if snapshots else ():
+            values = [f"{snapshots[index][measure]:.3f}" for index in (0, -1)]
+            rows.append(f"| {' | '.join([line['scenario'], line['arm'], measure, *values])} |")
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
+def measures(line: Line, snapshot: str) -> dict[str, float]:
+    """Return the means of a snapshot's further measures by name."""
+    scores, rounds = line["matrix"][snapshot], [*line["matrix"]][1:]
+    values: dict[str, list[float]] = {}
+    for suite, score in scores.items():
+        if suite in (*rounds, "general"):
+            continue
+        prefix = next((f"{name}-" for name in rounds if suite.startswith(f"{name}-")), "")
+        values.setdefault(suite.removeprefix(prefix), []).append(score)
+    return {name: sum(scores) / len(scores) for name, scores in values.items()}
 
 
 def comparison(naive: Sequence[Line], retained: Sequence[Line]) -> str:

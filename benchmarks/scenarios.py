@@ -1,12 +1,13 @@
 """Claim: Keel's retention keeps what every scenario of lifelong learning teaches, and naive rounds do not.
 
 Each file of `configs/scenarios` runs twice through `align.campaign.run_campaign`, with one engine in this
-process and no cluster: as it is (``retained``), and without replay and anchors (``naive``). The gate only
-observes in both, so that both learn every round; its verdicts are counted. A scenario's world is generated
-here if it does not lie in the folder yet. Each run is a line of the results file, so the same command goes
-on after a break: a campaign that was cut short resumes from its store, and one that failed runs again. A
-line counts as long as its campaign file and its generator are what they were. `benchmarks.scenario_page`
-writes the table.
+process and no cluster: as it is (``retained``), and without replay and anchors (``naive``). Documents that
+a policy reads are compared with weights that learn the same facts, without and with retention. The gate
+only observes in all, so that both learn every round; its verdicts are counted. A scenario's world is
+generated here if it does not lie in the folder yet. Each run is a line of the results file, so the same
+command goes on after a break: a campaign that was cut short resumes from its store, and one that failed
+runs again. A line counts as long as its campaign file and its generator are what they were.
+`benchmarks.scenario_page` writes the table.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "scenarios"
 HOME = "../../runs/scenarios"
 """Folder of the worlds and stores, as the campaign files spell it."""
-ARMS = ("naive", "retained")
+WEIGHTS = "in weights"
+"""Arm of a scenario of outside knowledge: the same facts learnt into the weights, with retention."""
+ARMS = ("naive", WEIGHTS, "retained")
 NAIVE: Mapping[str, Any] = {
     "replay": {"past": 0.0, "general": 0.0, "examples": 0.0},
     "anchors": {"new": [], "past": [], "general": []},
@@ -71,8 +74,11 @@ class ScenarioRun:
         """Return the campaign as a mapping, with absolute paths and the arm's settings."""
         from align.config.campaign import overlay
 
-        other = SCENARIOS[self.scenario].naive if self.arm == "naive" else ""
-        text = (CONFIGS / f"{other or self.scenario}.yaml").read_text(encoding="utf-8")
+        scenario = SCENARIOS[self.scenario]
+        in_weights = scenario.in_weights if self.arm in ("naive", WEIGHTS) else ""
+        of_data = scenario.real_campaign if self.data is not None else ""
+        name = in_weights or of_data or self.scenario
+        text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
         raw: dict[str, Any] = yaml.safe_load(text.replace(HOME, str(self.folder)))
         raw |= {"seed": self.seed}
         if self.arm == "naive":
@@ -157,6 +163,7 @@ def runs(args: argparse.Namespace) -> list[ScenarioRun]:
         for seed in args.seeds
         for name, data in worlds
         for arm in args.arms
+        if arm != WEIGHTS or SCENARIOS[name].in_weights
     ]
 
 

@@ -9,7 +9,7 @@ A folder of data has ``<task>_train.jsonl`` and ``<task>_test.jsonl``, rows of `
 
 Columns: accuracy over all tasks at the end; forgetting, the mean loss of the earlier tasks since their own
 round; routing accuracy, the share of a task's test prompts that its own adapter answers at the end;
-retrieval's share of the time of measuring; seconds of the whole run.
+retrieval's share of the time of measuring where it is largest; seconds of the whole run.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ ROWS: dict[str, dict[str, Any]] = {
 """Settings of each row over the same campaign; ``joint`` learns all files in one round."""
 FORGETTING, GAIN = 1.0, 10.0
 """Largest forgetting of the bank, and its smallest gain over sequential fine-tuning, in points."""
+HELD_OUT = 8
+"""Rows whose likelihood a round is measured on by itself; the figures here are of the tasks' own suites."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +104,7 @@ class Run:
             },
             "store": str(stores / self.key),
             "seed": self.seed,
-            "rollouts": {"backend": "transformers", "threads": s.threads},
+            "rollouts": {"backend": "transformers", "threads": s.threads, "probe_sequences": 2},
             "defaults": {
                 "algorithm": "sft",
                 "sampling": {"prompts_per_step": s.batch, "group_size": 1, "max_tokens": s.tokens},
@@ -118,7 +120,9 @@ class Run:
     def _round(
         self, name: str, files: Sequence[Mapping[str, Path]], steps: int = 1
     ) -> dict[str, Any]:
-        train, test = (joined([file[part] for file in files], name) for part in ("train", "test"))
+        train, test = (
+            joined([file[part] for file in files], name) for part in ("train", "heldout")
+        )
         return {
             "name": name,
             "prompts": None,
@@ -142,10 +146,10 @@ def write_data(
     The prompt ends alike for every task, so that nothing but the text says which one it is.
     """
     files: dict[str, dict[str, Path]] = {}
-    for task, (part, count) in product(
-        tasks, (("train", settings.train), ("test", settings.items))
-    ):
-        lines = (source / f"{task}_{part}.jsonl").read_text().splitlines()
+    parts = (("train", settings.train), ("test", settings.items), ("heldout", HELD_OUT))
+    for task, (part, count) in product(tasks, parts):
+        name = f"{task}_{'train' if part == 'train' else 'test'}.jsonl"
+        lines = (source / name).read_text().splitlines()
         random.Random(f"{task}/{part}").shuffle(lines)
         rows = [json.loads(line) for line in lines[:count]]
         path = folder / f"{task}_{part}_{count}_{settings.chars}.jsonl"
@@ -217,16 +221,39 @@ def figures_of(evidence: Evidence, tasks: Sequence[str]) -> dict[str, Any]:
 
     final = {task: accuracy(last.round, task) for task in tasks}
     losses = [accuracy(task, task) - final[task] for task in tasks[:-1] if task in rows]
-    routing = [last.figures.get(task, {}) for task in tasks]
-    hits = [figures["routing accuracy"] for figures in routing if "routing accuracy" in figures]
-    shares = [figures["retrieval share"] for figures in routing if "retrieval share" in figures]
+    routing, retrieval = routing_of(evidence, tasks)
     return {
         "average": sum(final.values()) / len(final),
         "forgetting": sum(losses) / len(losses) if losses else None,
-        "routing": sum(hits) / len(hits) if hits else None,
-        "retrieval": sum(shares) / len(shares) if shares else None,
+        "routing": routing,
+        "retrieval": retrieval,
         "final": final,
     }
+
+
+def routing_of(evidence: Evidence, tasks: Sequence[str]) -> tuple[float | None, float | None]:
+    """Return the share of test prompts that their own adapters answer, and retrieval's of the time.
+
+    The first is of the end, the second of the snapshot where it is largest, since queries are kept. Both
+    are None without a bank.
+    """
+    from align.gate.measurement.results import header_of
+
+    final = evidence.ledger.rounds()[-1].candidate
+    routed: list[float] = []
+    retrieval: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for path in sorted(evidence.folder.glob("evaluations/*/*-test-*.parquet")):
+        header = header_of(path)
+        task, snapshot = header["suite"].removesuffix("-test"), header["snapshot"]
+        if snapshot == final and task in tasks:
+            routed.append(header.get("routed", {}).get(task, 0.0))
+        retrieval[snapshot] = retrieval.get(snapshot, 0.0) + (header.get("retrieval_s") or 0.0)
+        seconds[snapshot] = seconds.get(snapshot, 0.0) + header["seconds"]
+    if not any(retrieval.values()):
+        return None, None
+    share = max(retrieval[snapshot] / seconds[snapshot] for snapshot in retrieval)
+    return sum(routed) / len(routed), share
 
 
 def report(results: Sequence[Mapping[str, Any]]) -> None:
@@ -243,8 +270,8 @@ def report(results: Sequence[Mapping[str, Any]]) -> None:
         ]
         rows.append([name, *("-" if v is None else f"{v:{f}}" for v, f in cells)])
     averages = {(r["row"], r["order"], r["seed"]): r["average"] for r in results}
-    for result in (r for r in results if r["row"] == "slm"):
-        text = f"{result['order']}, seed {result['seed']}"
+    for result in (r for r in results if r["row"].startswith("slm")):
+        text = f"{result['row']}, {result['order']}, seed {result['seed']}"
         kept = result["forgetting"] is not None and result["forgetting"] < FORGETTING
         notes.append(f"{text}: forgetting under {FORGETTING:g} point: {verdict(kept)}")
         before = averages.get(("sequential", result["order"], result["seed"]))

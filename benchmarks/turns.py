@@ -273,9 +273,9 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--episodes", type=int, default=64)
     options.add_argument("--max-num-seqs", type=int, default=32, help="completions at a time")
     options.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
-    options.add_argument("--tokens", type=int, default=96, help="sampled tokens of an episode")
+    options.add_argument("--tokens", type=int, default=48, help="sampled tokens of an episode")
     options.add_argument("--observed", type=int, default=32, help="tokens between two turns")
-    options.add_argument("--turns", type=int, default=3, help="how often every row is measured")
+    options.add_argument("--turns", type=int, default=2, help="how often every row is measured")
     args = options.parse_args()
     if args.quick:
         args.size, args.turns, args.episodes, args.max_num_seqs = "3M", 1, 16, 8

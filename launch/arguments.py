@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,8 +54,20 @@ def load(campaign: Path, overrides: list[str] | None) -> CampaignFile:
     return file
 
 
+ORDERS = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal may obey and that JSON does not have to escape."""
+
+
 def print_json(value: Any) -> None:
     """Print a dataclass, a mapping or a list of them as JSON; numbers that are not finite become null."""
     from pydantic_core import to_json
 
-    typer.echo(to_json(value, indent=2, inf_nan_mode="null").decode())
+    text = to_json(value, indent=2, inf_nan_mode="null").decode()
+    typer.echo(ORDERS.sub(lambda order: f"\\u{ord(order[0]):04x}", text))
+
+
+def print_line(text: str) -> None:
+    """Print a line with words of others, such as a file's name: a terminal obeys none of them."""
+    from align.report.printable import printable
+
+    typer.echo(printable(text))

@@ -229,16 +229,17 @@ def check_ray() -> CheckResult:
 
 def check_isolation() -> CheckResult:
     """Check that code of others can be kept from files and network here."""
+    from rewards.isolation import user
     from rewards.isolation.sandbox import sandbox
 
     try:
-        return CheckResult(name="isolation", status="ok", detail=sandbox.description())
+        detail = f"{sandbox.description()}; {user.description()}"
+        return CheckResult(name="isolation", status="ok", detail=detail)
     except UserError as error:
         return CheckResult(
             name="isolation",
             status="warn",
-            detail="process alone, which is against accidents: such code runs as this user, with its files "
-            f"and the network ({error.cause})",
+            detail=f"no sandbox ({error.cause}); {user.description()}",
             remedy=error.remedy or "allow unprivileged user namespaces, or install bubblewrap",
         )
 

@@ -49,7 +49,7 @@ class Row:
     policy: SnapshotId | WeightVersion = DATA
     """Weights that sampled the row."""
     stale: bool = False
-    """True if other weights than the learner's sampled the row."""
+    """True if other weights than the learner's sampled the row, or engines that compute other numbers."""
     unit: int | None = None
     """Number shared by the rows that belong together, such as a pair; None for a row on its own."""
     advantages_T: Floats | None = None

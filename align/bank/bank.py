@@ -100,8 +100,8 @@ class Bank:
             raise SnapshotError(
                 f"the bank's keys belong to the encoder {self.encoder.label}, not to {encoder.label}",
                 where=where,
-                cause="policy.bank.encoder or policy.bank.layer was changed, or the encoder's files were",
-                remedy="name the encoder that trained the keys, or begin a new store",
+                cause="policy.bank.encoder, layer or scale was changed, or the encoder's files were",
+                remedy="set what trained the keys (an older bank has scale: none), or begin a new store",
             )
 
     def check_groups(self, groups: int, where: str) -> None:

@@ -31,12 +31,15 @@ class EncoderIdentity:
     """Length of a query."""
     layer: int | None = None
     """Layer of the base after which hidden states are taken; None for a folder's own output."""
+    scale: str = "none"
+    """Scaling of the numbers of a query; banks that were written before there was one have none."""
 
     @property
     def label(self) -> str:
         """Words that messages name the encoder by."""
         layer = "" if self.layer is None else f", layer {self.layer}"
-        return f"{self.kind} {self.sha256[:12]}{layer}"
+        scale = "" if self.scale == "none" else f", scale {self.scale}"
+        return f"{self.kind} {self.sha256[:12]}{layer}{scale}"
 
 
 class PromptEncoding(Protocol):
@@ -55,24 +58,46 @@ class PromptEncoding(Protocol):
 class PolicyEncoder:
     """Mean over a prompt's positions of the base's hidden states.
 
+    A few features of a language model are so much larger than all others that cosines see them alone. With
+    the scale ``root`` each number of the mean becomes ``sign(x) sqrt(|x|)`` (power normalisation: Perronnin
+    et al. 2010, Improving the Fisher kernel for large-scale image classification, section 3.1).
+
     Args:
         states: hidden states, ``1, T, D``, of one prompt's tokens, ``1, T``, under the base alone.
         sha256: hash of the base's weights.
         layer: number of the layer after which they are taken, from 1.
+        scale: ``root`` or ``none``.
     """
 
     def __init__(
-        self, states: Callable[[Tensor], Tensor], sha256: str, width: int, layer: int
+        self,
+        states: Callable[[Tensor], Tensor],
+        sha256: str,
+        width: int,
+        layer: int,
+        scale: str = "none",
     ) -> None:
         self._states = states
-        self.identity = EncoderIdentity(kind="policy", sha256=sha256, width=width, layer=layer)
+        self.identity = EncoderIdentity(
+            kind="policy", sha256=sha256, width=width, layer=layer, scale=scale
+        )
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[PromptIds]) -> Tensor:
         """Return the queries of prompts; see `PromptEncoding`."""
-        return torch.stack(
+        means_BC = torch.stack(
             [self._states(torch.tensor([prompt]))[0].float().mean(0).cpu() for prompt in prompts]
         )
+        return signed_root(means_BC) if self.identity.scale == "root" else means_BC
+
+
+def signed_root(vectors_BC: Tensor) -> Tensor:
+    """Return the square root of each number's size, with its sign.
+
+    >>> signed_root(torch.tensor([[-9.0, 0.0, 0.25]])).tolist()
+    [[-3.0, 0.0, 0.5]]
+    """
+    return vectors_BC.sign() * vectors_BC.abs().sqrt()
 
 
 class SentenceEncoder:

@@ -56,6 +56,7 @@ from align.config.rules import (
     check_composed,
     check_draw,
     check_dropout,
+    check_engines,
     check_following,
     check_heldout,
     check_methods,
@@ -466,8 +467,8 @@ class CampaignConfig(StoreSettings):
                     f"rounds.{index}.anchors: only past prompts have an owner; "
                     "use parent or base for new and general prompts"
                 )
-        check_bank(self)
-        check_counts(self)
+        for check in (check_bank, check_engines, check_counts):
+            check(self)
         if self.store and self.store in (*self.references.alone, self.references.joint):
             raise ValueError(
                 f"references: {self.store} is this campaign's own store; name those of other campaigns"
@@ -483,8 +484,12 @@ class CampaignConfig(StoreSettings):
         ``remember`` is left out too, since the ledger states it with each round that fell due.
         """
         resources = {
-            "threads", "ranks", "ranks_per_node", "max_restarts", "gradient_checkpointing", "resources",
-        }  # fmt: skip
+            "gradient_checkpointing",
+            "max_restarts",
+            "ranks",
+            "ranks_per_node",
+            "resources",
+        }
         content = self.model_dump(
             mode="json",
             exclude={
@@ -495,7 +500,7 @@ class CampaignConfig(StoreSettings):
                 "references": True,
                 "waits": True,
                 "keep_rollouts": True,
-                "policy": resources,
+                "policy": resources | {"threads"},
                 "rounds": {"__all__": {*ScheduleSettings.model_fields, "remember"}},
                 "gate": PLANNING | (set() if self.gate.spending else {"spending"}),
             },
@@ -514,6 +519,8 @@ class CampaignConfig(StoreSettings):
                 del settings["merge"]
             if settings.get("system") is None:
                 settings.pop("system", None)
+            if settings["algorithm"].get("sft") == 0.0:
+                del settings["algorithm"]["sft"]
         if content["policy"]["bank"] is None:
             del content["policy"]["bank"]
         # So it is with settings of suites that are younger than they are.

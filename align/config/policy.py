@@ -17,7 +17,9 @@ from pydantic import (
 from align.config.retrieval.settings import RetrievalConfig
 from align.settings import InputPath, Settings
 from rollouts.engines import DEFAULT_BACKEND, ENGINES
-from rollouts.engines.backend import LINEAR_LAYERS
+from rollouts.engines.backend import LINEAR_LAYERS, EngineParts
+from rollouts.engines.division import DeviceDivision, Executor
+from rollouts.engines.protocol import WeightTransfer
 from rollouts.errors import nearest
 from rollouts.machine.processor import Dtype
 
@@ -120,8 +122,11 @@ class BankConfig(Settings):
     """Folder of sentence-transformers that prompts are compared by, which needs the extra ``bank``. None:
     the mean of the base's hidden states over the prompt."""
     layer: Annotated[int, Field(ge=1)] | None = None
-    """Layer of the base after which these hidden states are taken; None: a third of the way up. Retrieval
-    computes the layers up to it, and which of them tells rounds apart best differs from model to model."""
+    """Layer of the base after which these hidden states are taken; None: a sixth of the way up, or a third
+    without ``scale``. Retrieval computes the layers up to it."""
+    scale: Literal["root", "none"] = "root"
+    """Scaling of these hidden states. ``root``: the signed square root of each number, without which a few
+    large features alone decide what is near; ``none``, as in banks that were begun before."""
     prompts: Annotated[int, Field(ge=1)] = 512
     """Prompts of a round, from its first, that its keys are trained on."""
     init: Literal["average", "orthogonal"] = "average"
@@ -313,19 +318,36 @@ class EngineConfig(Settings):
 
     engines: Annotated[int, Field(ge=1)] = 1
     """Number of engine actors."""
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    """Devices that every layer of the model is divided over; divides its attention heads."""
+    pipeline_parallel: Annotated[int, Field(ge=1)] = 1
+    """Groups of such devices that the layers are dealt out to, one after another."""
+    executor: Executor = "processes"
+    """Workers of an engine on several devices: ``processes`` on the engine's node, or ``ray`` for GPUs of
+    several nodes."""
+    expert_parallel: bool = False
+    """Divide a mixture of experts over an engine's devices by whole experts, instead of each of them."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Numbers that engines compute in; ``auto``: those of the policy."""
+    quantization: str | None = None
+    """vLLM's method of quantising the weights as they are loaded, such as ``fp8``, sync after sync; None:
+    they stay as they are. ``probe_tolerance`` then bounds the gap to the learner."""
+    weight_transfer: WeightTransfer = "host"
+    """Way of full weights to engines: ``host``, through the memory of one rank and Ray's object store; or
+    straight from the ranks, in buckets: ``gloo`` on CPUs, ``nccl`` between GPUs, ``ipc`` within one GPU."""
     resources: ResourcesConfig = ResourcesConfig()
-    """Resources that each engine reserves on the cluster."""
+    """Resources that each device of an engine reserves on the cluster."""
     threads: Annotated[int, Field(ge=1)] = 1
-    """CPU threads of one engine. Engines and learner take turns unless a round samples ahead, so each may
-    have all cores; threads beyond the free cores cost speed, since waiting threads spin."""
+    """CPU threads of one device of an engine. Engines and learner take turns unless a round samples ahead,
+    so each may have all cores; threads beyond the free cores cost speed, since waiting threads spin."""
     max_num_seqs: Annotated[int, Field(ge=1)] = 256
     """Sequences that one engine decodes at a time."""
     max_model_len: Annotated[int, Field(ge=8)] | None = None
     """Longest prompt plus completion, in tokens. None: the model's own limit, at most 4096."""
     kv_cache_mb: Annotated[int, Field(ge=16)] = 256
-    """Size of one engine's KV cache on CPU, in MiB."""
+    """Size of the KV cache of one device of an engine on CPU, in MiB."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of a GPU's memory that one engine may take."""
+    """Share of each of its GPUs' memory that one engine may take."""
     start_deadline_s: Annotated[float, Field(gt=0)] = 300.0
     """Seconds that an engine may take to start."""
     deadline_s: Annotated[float, Field(gt=0)] = 600.0
@@ -335,7 +357,8 @@ class EngineConfig(Settings):
     probe_sequences: Annotated[int, Field(ge=1)] = 8
     """Number of sequences whose logprobs engine and learner compare after every sync."""
     probe_tolerance: Annotated[float, Field(gt=0)] | None = None
-    """Largest allowed difference of these logprobs, in nats. None: 1e-4 in float32, 0.1 in bfloat16."""
+    """Largest allowed difference of these logprobs, in nats. None: 1e-4 in float32, 0.1 in bfloat16.
+    Engines with another dtype, or with quantised weights, need one."""
     environment: tuple[str, ...] = ()
     """Names of environment variables that the processes of a local cluster may see, besides libraries' own
     settings that hold no secret."""
@@ -346,6 +369,52 @@ class EngineConfig(Settings):
         if name not in ENGINES:
             raise ValueError(f"there is no engine backend {name!r}; {nearest(name, list(ENGINES))}")
         return name
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        for name, default in (("executor", "processes"), ("expert_parallel", False)):
+            if self.division.num_devices == 1 and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}: it is about engines on several devices, and this one has one; set "
+                    "tensor_parallel or pipeline_parallel, or leave it out"
+                )
+        share = self.resources.gpus
+        if self.division.num_devices > 1 and share is not None and 0 < share < 1:
+            raise ValueError(
+                f"resources: gpus is {share:g}, and an engine on several devices takes whole ones; set it "
+                "to 1, or leave it out"
+            )
+        setting = self.changed("quantization", "dtype")
+        if setting is not None and self.probe_tolerance is None:
+            raise ValueError(
+                f"{setting}: engines compute other numbers than the learner, and probe_tolerance is not "
+                "set; set it to the largest gap in nats that you accept, such as 0.3"
+            )
+        return self
+
+    @property
+    def differ(self) -> bool:
+        """True if engines compute other numbers than the learner: they sample from another distribution."""
+        return self.changed("quantization", "dtype") is not None
+
+    @property
+    def parts(self) -> EngineParts:
+        """Parts of an engine that a backend may not have."""
+        return EngineParts(
+            division=self.division,
+            quantization=self.quantization,
+            weight_transfer=self.weight_transfer,
+        )
+
+    @property
+    def division(self) -> DeviceDivision:
+        """DeviceDivision of one engine over its devices."""
+        return DeviceDivision(
+            tensor=self.tensor_parallel,
+            pipeline=self.pipeline_parallel,
+            executor=self.executor,
+            experts=self.expert_parallel,
+        )
 
 
 class WaitsConfig(Settings):

@@ -64,11 +64,14 @@ class RewardConfig(Settings):
     """Names of environment variables its processes may see, such as the key of a judge."""
     files: tuple[InputPath, ...] = ()
     """Files and folders that its ``sandbox`` may read besides its code and what that imports."""
+    user: Name | None = None
+    """User that its processes become where Keel runs as root; ``root``: none. None: ``nobody`` for code
+    that does not ship with Keel, where that user can read it."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the setting out where there is none: stores that are older have no such key."""
-        return without_unset(dump(self), ("files",))
+        """Leave settings out where there are none: stores that are older have no such keys."""
+        return without_unset(dump(self), ("files", "user"))
 
     @model_validator(mode="after")
     def _deadlines(self) -> Self:

@@ -446,3 +446,29 @@ def check_overrides(rounds: Sequence[RoundConfig], index: int) -> None:
             wrong = wrong if distance else "the round itself"
         remedy = nearest(name, known) if known else "no round comes before it, so remove overrides"
         raise ValueError(f"rounds.{index}.overrides: {name!r} names {wrong}; {remedy}")
+
+
+def check_engines(config: CampaignConfig) -> None:
+    """Refuse engines whose numbers or weights a round does not allow for.
+
+    Raises:
+        ValueError: the first of them, with what to set.
+    """
+    engines = config.rollouts
+    differ = engines.changed("quantization", "dtype")
+    for index, spec in enumerate(config.rounds):
+        where = f"rounds.{index}"
+        samples = spec.algorithm.material == "rollouts" and spec.algorithm.learns_here
+        corrects = "importance" not in spec.algorithm.unused
+        if differ is not None and samples and corrects and spec.importance.level == "none":
+            raise ValueError(
+                f"{where}: importance.level is none, and by rollouts.{differ} engines sample from another "
+                "distribution than the learner's: samples would count as the learner's own; set "
+                f"importance.level to token or sequence, or leave {differ} out"
+            )
+        if engines.weight_transfer != "host" and spec.sampling.in_flight:
+            raise ValueError(
+                f"{where}: sampling.in_flight leaves weights beside engines that sample, and by "
+                f"rollouts.weight_transfer: {engines.weight_transfer} the learner sends them when nothing "
+                "runs; set in_flight to false, or weight_transfer to host"
+            )

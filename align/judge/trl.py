@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rollouts.errors import KeelError, RunError, UserError
+from rollouts.machine.variables import passed_on
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class JudgeProcess:
     suites: str | Path
     options: Sequence[str] = ()
     """Further words of the command line, such as ``("--cache", "judged")``."""
+    environment: Sequence[str] = ()
+    """Names of variables granted besides those without secrets, such as the key of a judge."""
 
     def command(self, candidate: str, *more: str) -> list[str]:
         """Return the command for one candidate."""
@@ -78,8 +81,9 @@ class JudgeProcess:
 
     def _run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         # A trainer's own launcher would make the judge one of its ranks.
-        environment = {k: v for k, v in os.environ.items() if k not in RANKS}
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        variables = {k: v for k, v in os.environ.items() if k not in RANKS}
+        granted = passed_on(variables, self.environment)
+        return subprocess.run(command, capture_output=True, text=True, env=granted, check=False)
 
     def _error(self, done: subprocess.CompletedProcess[str], what: str) -> RunError | UserError:
         stderr = done.stderr.strip()[-2000:]
@@ -118,6 +122,7 @@ class CheckpointJudge:
         stop: outcome that ends the training. ``rejected``: a checkpoint lost something; ``accepted``:
             one passed; None: it goes on whatever the verdict.
         options: further words of the command line.
+        environment: names of variables that the judgement sees besides those without secrets.
         judge: judges a folder, in place of ``keel judge``.
 
     Attributes:
@@ -134,12 +139,15 @@ class CheckpointJudge:
         every: int = 1,
         stop: Literal["rejected", "accepted"] | None = None,
         options: Sequence[str] = (),
+        environment: Sequence[str] = (),
         judge: JudgeCheckpoint | None = None,
     ) -> None:
         if every < 1:
             raise UserError(f"every is {every}", where="every", remedy="give 1 or more")
         if judge is None:
-            judge = JudgeProcess(against=str(against), suites=suites, options=options)
+            judge = JudgeProcess(
+                against=str(against), suites=suites, options=options, environment=environment
+            )
         self.judge, self.every, self.stop = judge, every, stop
         self.judgements: dict[int, Mapping[str, Any]] = {}
         self.failed: dict[int, str] = {}

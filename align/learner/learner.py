@@ -17,6 +17,7 @@ from torch import Tensor
 
 from align.algorithms.rows import Row
 from align.config.campaign import PolicyConfig, RoundSettings
+from align.config.policy import EngineConfig
 from align.learner.batching import by_row, to_tensors
 from align.learner.heads.critic import Critic, make_critic
 from align.learner.model.footprint import tokens_that_fit
@@ -29,9 +30,10 @@ from align.learner.ranks.ranks import SOLO, Ranks
 from align.learner.ranks.sharding import local
 from align.learner.reference_cache import ReferenceCache
 from align.learner.references import PlaceOf, PolicyTask, ReferenceModels, References, here
+from align.learner.sender import DirectTransfer, sends_weights
 from align.learner.teachers.moving_copy import MovingCopy, moving_copy
 from align.learner.training import Objective, Training
-from rollouts.engines.protocol import WeightUpdate
+from rollouts.engines.protocol import WeightSendError, WeightUpdate
 from rollouts.machine.processor import quickest_dtype
 from rollouts.types import Mix, PromptIds, SnapshotId
 
@@ -48,6 +50,8 @@ class Learner:
     """Name that the weights were handed to the engines under last; empty before the first time."""
     fresh: bool
     """True while the weights are those of `version`; False once they have moved."""
+    engines_differ: bool
+    """True if engines sample from another distribution than the learner's, whatever weights they hold."""
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class Learner:
         tolerance: float | None = None,
         ranks: Ranks = SOLO,
         place_of: PlaceOf = here,
+        engines: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
     ) -> None:
         torch.set_num_threads(config.threads)
         keep_freed_memory()
@@ -77,6 +82,11 @@ class Learner:
         self._base, self._folder_of, self._scratch = base, folder_of, scratch
         self._place_of = place_of
         self.version, self.fresh = "", True
+        self._direct: DirectTransfer | None = None
+        self.engines_differ = engines.differ
+        if sends_weights(engines.weight_transfer, config):
+            way, timeout_s = engines.weight_transfer, engines.deadline_s
+            self._direct = DirectTransfer(self.policy, ranks, way, timeout_s)
         self.tolerance = tolerance or TOLERANCE[config.dtype]
 
     def begin(
@@ -215,7 +225,18 @@ class Learner:
     def weights(self, version: str) -> WeightUpdate:
         """Return the current weights for the engines; what these sample under ``version`` is on-policy."""
         self.version, self.fresh = version, True
+        if self._direct is not None:
+            return WeightUpdate(version=version, send=partial(self._send, version))
         return self.policy.weights(version, self._scratch)
+
+    def send(self, version: str, actors: Sequence[Any], workers_each: int) -> str:
+        """Send the weights straight to engines; see `DirectTransfer.send`."""
+        assert self._direct is not None, "weights stay with the learner if it can send them"
+        return self._direct.send(version, actors, workers_each)
+
+    def _send(self, version: str, actors: Sequence[Any], workers_each: int) -> None:
+        if failure := self.send(version, actors, workers_each):
+            raise WeightSendError(failure)
 
     @torch.no_grad()
     def completion_logprobs(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:

@@ -126,12 +126,14 @@ def take_step(
     if not following:
         optimizer.step()
         return
+    group = optimizer.param_groups[0]
     before = {name: local(parameter).detach().clone() for name, parameter in trained.items()}
     optimizer.step()
     step = WeightStep(
         before=before,
         weights={name: local(parameter).detach() for name, parameter in trained.items()},
         momenta={name: local(optimizer.state[p]["exp_avg"]) for name, p in trained.items()},
+        share=group["lr"] / group[PEAK],
     )
     with torch.no_grad():
         for penalty in following:

@@ -57,6 +57,8 @@ class WeightStep:
     """Weights themselves, after the step; what is written into them stays."""
     momenta: Mapping[str, Tensor]
     """Running means of the gradients in the optimizer."""
+    share: float = 1.0
+    """Learning rate of the step, as a share of the peak."""
 
     def moves(self) -> dict[str, Tensor]:
         """Return what the step added to the weights, as tensors of their own."""

@@ -461,15 +461,15 @@ class Training:
     def _completed(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Return the rows with what the algorithm needs to know of them before the first step.
 
-        Rows that other weights than the learner's sampled are marked stale.
+        Rows that other weights or numbers than the learner's sampled are marked stale.
         """
         several = self.spec.optimizer.epochs * self.spec.optimizer.mini_batches > 1
         cache, temperature = self.learner.reference_cache, self.objective.temperature
         ready: list[Row] = []
         by_needs: defaultdict[frozenset[str], list[int]] = defaultdict(list)
         for index, row in enumerate(rows):
-            stale = bool(row.sampler_logprobs_T) and row.policy != self._version
-            row = replace(row, stale=stale)
+            foreign = self.learner.engines_differ or row.policy != self._version
+            row = replace(row, stale=foreign and bool(row.sampler_logprobs_T))
             needs: set[str] = {*self.spec.algorithm.needs_of(row), *(["start"] if several else [])}
             if "reference" in needs:
                 recalled = cache.recall(row, self.objective.reference_of(row), temperature)

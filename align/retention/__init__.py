@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "hft": "align.retention.masks.hft:HFT",
     "mofo": "align.retention.masks.mofo:MoFO",
     "migu": "align.retention.masks.migu:MIGU",
+    "trust_region": "align.retention.trust_region:TrustRegion",
     "o_lora": "align.retention.adapters.o_lora:OLoRA",
     "n_lora": "align.retention.adapters.n_lora:NLoRA",
     "inflora": "align.retention.adapters.inflora:InfLoRA",

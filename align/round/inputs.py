@@ -26,6 +26,7 @@ from align.store.stored_base import StoredBase, stored_base
 from rewards.rubric import Rubric, build_rubric
 from rollouts.chat.probe import check_conversations, check_system, probe_turns
 from rollouts.collect import check_lengths
+from rollouts.engines import backend_named
 from rollouts.episodes.environment import EpisodeRules
 from rollouts.errors import UserError, within
 from rollouts.machine.device import resolve_device
@@ -178,6 +179,9 @@ def _check_models(config: CampaignConfig, model: Path, base: StoredBase | None) 
         check_unchanged(model, config.policy, base.manifest, config.folder)
     # Engines sample where the learner learns, unless a cluster is joined that is better equipped.
     check_base(model, config.policy, resolve_device("auto"), backend=config.rollouts.backend)
+    engines = config.rollouts
+    device = "cuda" if engines.resources.gpus else resolve_device("auto")
+    backend_named(engines.backend).check_parts(model, engines.parts, device)
     for index, spec in enumerate(config.rounds):
         spec.algorithm.check_here(config.home, f"rounds.{index}.algorithm")
         check_round_models(spec, model, config)

@@ -397,6 +397,7 @@ def _load_learner(
         folder_of=claim.folder_of,
         scratch=scratch,
         tolerance=config.rollouts.probe_tolerance,
+        engines=config.rollouts,
     )
     if isinstance(learner, LearnerGroup):
         stack.callback(learner.close)

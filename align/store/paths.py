@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config.store import LEDGER
+from align.errors import StoreError
 from align.store.run_folder import METRICS, STAGING, RoundFolder, RunFolder
 from rollouts.types import SnapshotId
 
@@ -122,7 +123,7 @@ class StorePaths:
 
     def snapshot(self, snapshot: SnapshotId) -> Path:
         """Return the folder of a snapshot."""
-        return self.snapshots / snapshot
+        return self.snapshots / inner(snapshot)
 
     def round(self, index: int, name: str) -> RoundFolder:
         """Return the folder of a round.
@@ -130,7 +131,7 @@ class StorePaths:
         Args:
             index: the round's place in the ledger, from 0.
         """
-        return RoundFolder(self.rounds / f"{index:02d}-{name}")
+        return RoundFolder(self.rounds / f"{index:02d}-{inner(name)}")
 
     def attempt(self, index: int, name: str, attempt: int) -> RunFolder:
         """Return the folder of an attempt at a round; the first is 1."""
@@ -260,6 +261,21 @@ class InboxPaths:
     def token(self) -> Path:
         """Token that senders show to the server of the inbox."""
         return self.folder / "token"
+
+
+def inner(name: str) -> str:
+    """Return a path that a ledger or another file names, if it leads to no place outside its folder.
+
+    Raises:
+        StoreError: it would.
+    """
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise StoreError(
+            f"{name!r} leads out of the store",
+            cause="whoever wrote the ledger or its backup wants another file read or replaced",
+            remedy="restore a backup of your own; nothing was read or written there",
+        )
+    return name
 
 
 def remedy_of(path: str) -> str:

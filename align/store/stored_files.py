@@ -21,6 +21,7 @@ from align.store.database.database import Database
 from align.store.durable import digest_of, sync
 from align.store.ledger.tables.logs import stored_files
 from align.store.mirror import ONE_SIDED, Mirror
+from align.store.paths import inner
 
 WRITTEN = "written"
 FIRST_READ = "first read: written by a version of Keel that recorded no hashes"
@@ -40,6 +41,9 @@ class FileHash:
     reason: str
     time: str
     """ISO 8601, UTC."""
+
+    def __post_init__(self) -> None:
+        inner(self.path)
 
 
 _ROW = [column for column in stored_files.c if column.name != "seq"]

@@ -120,12 +120,15 @@ def engine_spec(config: CampaignConfig, model: Path, context: int) -> EngineSpec
     adapter = policy.lora if policy.serves_adapters else None
     return backend_named(engines.backend)(
         model=str(model.resolve()),
-        dtype=policy.dtype,
+        dtype=policy.dtype if engines.dtype == "auto" else engines.dtype,
         max_model_len=context,
         max_num_seqs=engines.max_num_seqs,
         kv_cache_mb=engines.kv_cache_mb,
         gpu_memory_utilization=engines.gpu_memory_utilization,
         threads=engines.threads,
+        division=engines.division,
+        quantization=engines.quantization,
+        weight_transfer=engines.weight_transfer,
         lora_rank=adapter.rank if adapter else None,
         lora_targets=served_targets(model, policy) if adapter else LINEAR_LAYERS,
         bank_increments=policy.bank.keys * len(config.rounds) if policy.bank else None,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from align.config.campaign import CampaignConfig
 from align.config.episodes.placement import placed_workers
 from rollouts.errors import UserError
-from rollouts.pool.placement import Bundle, free_resources, shown, told
+from rollouts.pool.placement import Bundle, bundles_of, free_resources, shown, told
 
 RETRY_S = 2.0
 
@@ -61,9 +61,9 @@ def demands_of(config: CampaignConfig, *, gpus: bool) -> list[Demand]:
         gpus: whether the cluster has any.
     """
     policy, engines = config.policy, config.rollouts
-    engine = Demand(
-        what="engine", bundle=engines.resources.bundle(gpus=gpus), count=engines.engines
-    )
+    bundles = bundles_of(engines.division, engines.resources.bundle(gpus=gpus))
+    what = "engine" if len(bundles) == 1 else "engine worker"
+    engine = Demand(what=what, bundle=bundles[0], count=engines.engines * len(bundles))
     workers = [
         Demand(what="environment", bundle=placed.resources.bundle(gpus=False), count=placed.num)
         for placed in placed_workers(config)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
+from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json, print_line
 from rollouts.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ def feedback_add(
     if as_json:
         print_json(intake)
         return
-    typer.echo(
+    print_line(
         f"{intake.file}: {intake.stored} stored in inbox://{intake.stream}, "
         f"{intake.duplicates} known already, {intake.quarantined} quarantined, "
         f"{intake.conflicts} with a key of another row"
     )
     for row_label, reason in intake.reasons.items():
-        typer.echo(f"  {row_label}: {reason}")
+        print_line(f"  {row_label}: {reason}")
 
 
 @feedback_app.command("sweep")
@@ -72,12 +72,12 @@ def feedback_sweep(
         print_json(intakes)
         return
     for intake in intakes:
-        typer.echo(
+        print_line(
             f"{intake.file}: {intake.error or f'{intake.stored} stored, {intake.quarantined} aside'}"
         )
-    typer.echo(f"{len(intakes)} files taken from {drop}")
+    print_line(f"{len(intakes)} files taken from {drop}")
     if left:
-        typer.echo(
+        print_line(
             f"{len(left)} left there: changed in the last {SETTLED_S:g} s, or not under a final name"
         )
 
@@ -99,20 +99,20 @@ def feedback_list(
         print_json({"streams": counts, "takes": reservations, "purges": removed})
         return
     for each in counts:
-        typer.echo(
+        print_line(
             f"inbox://{each.stream}: {each.waiting} waiting"
             f"{f' since {each.oldest_waiting[:19]}' if each.oldest_waiting else ''}, "
             f"{each.ready} usable, {each.quarantined} quarantined, last row {each.newest}"
         )
     for reserved in reservations:
-        typer.echo(
+        print_line(
             f"  round {reserved.round} {reserved.state} {reserved.num_rows} rows of {reserved.stream}, "
             f"{reserved.above + 1} to {reserved.newest}"
         )
     for act in removed:
-        typer.echo(f"  purged {act.time[:19]}: {act.num_rows} rows of user {act.user_sha256[:12]}")
+        print_line(f"  purged {act.time[:19]}: {act.num_rows} rows of user {act.user_sha256[:12]}")
     if not counts:
-        typer.echo("nothing has arrived yet")
+        print_line("nothing has arrived yet")
 
 
 @feedback_app.command("show")
@@ -133,9 +133,9 @@ def feedback_show(
         return
     for row in rows:
         state = row.state if row.reason is None else f"{row.state}: {row.reason}"
-        typer.echo(f"{row.number} {row.kind or '?'} {row.received[:19]} {row.source} ({state})")
+        print_line(f"{row.number} {row.kind or '?'} {row.received[:19]} {row.source} ({state})")
         text = dumps(row.payload, ensure_ascii=True)
-        typer.echo(f"    {text if len(text) <= 160 else f'{text[:157]}...'}")
+        print_line(f"    {text if len(text) <= 160 else f'{text[:157]}...'}")
 
 
 @feedback_app.command("quarantine")
@@ -157,15 +157,15 @@ def feedback_quarantine(
         if as_json:
             print_json({"quarantined": changed})
         else:
-            typer.echo(f"{changed} of {len(numbers)} rows set aside")
+            print_line(f"{changed} of {len(numbers)} rows set aside")
         return
     rows = inbox.rows(name, state="quarantined")
     if as_json:
         print_json(rows)
         return
     for row in rows:
-        typer.echo(f"{row.number} {row.source}: {row.reason}")
-    typer.echo(f"{len(rows)} rows are quarantined in inbox://{name}")
+        print_line(f"{row.number} {row.source}: {row.reason}")
+    print_line(f"{len(rows)} rows are quarantined in inbox://{name}")
 
 
 @feedback_app.command("purge")
@@ -185,7 +185,7 @@ def feedback_purge(
     if as_json:
         print_json(done)
         return
-    typer.echo(
+    print_line(
         f"{done.num_rows} rows, {done.num_replayed} replayed prompts and {done.num_rollouts} answers "
         "to them removed"
     )
@@ -198,7 +198,7 @@ def feedback_purge(
     }
     for text, names in notes.items():
         if names:
-            typer.echo(f"  {text}: {', '.join(names)}")
+            print_line(f"  {text}: {', '.join(names)}")
 
 
 @feedback_app.command("serve")

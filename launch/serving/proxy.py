@@ -105,14 +105,14 @@ class Proxy:
                 await send({"type": "websocket.close"})
             return
         request = Request(scope, receive)
-        if request.url.path == HEALTH:
+        if scope["path"] == HEALTH:
             await self._health()(scope, receive, send)
             return
         try:
             self._admit(request)
             # The whole body: only what is complete can be sent again after a refused connection.
             async with self._receiver.body(request) as body:
-                body = with_stops(request.method, request.url.path, body, self._stops)
+                body = with_stops(request.method, scope["path"], body, self._stops)
                 await _while_connected(self._relay(request, body, send), receive)
         except Refused as refused:
             await refused.response(scope, receive, send)
@@ -132,7 +132,8 @@ class Proxy:
 
     def _admit(self, request: Request) -> None:
         """Refuse a request without the key, or for a path that is not passed on."""
-        path, bearer = request.url.path, request.headers.get("authorization")
+        # Never request.url, in which older versions of Starlette read a path out of the Host header.
+        path, bearer = request.scope["path"], request.headers.get("authorization")
         if self._key is not None and not is_bearer(bearer, self._key):
             raise Refused(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
         # A client library would resolve `..` after the check.
@@ -156,7 +157,7 @@ class Proxy:
         query: bytes = request.scope["query_string"]
         path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
         raw_path = path + b"?" + query if query else path
-        if request.method == "POST" and request.url.path in PATHS:
+        if request.method == "POST" and request.scope["path"] in PATHS:
             body = await _chosen(backend, body)
         request_to_backend = httpx.Request(
             request.method,

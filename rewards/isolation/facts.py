@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rewards.isolation.levels import Isolation
 from rewards.isolation.process import Plan, Worker, WorkerEnded
 from rewards.isolation.protocol import holds
+from rewards.isolation.user import other_user
 from rollouts.errors import UserError
 
 
@@ -20,11 +22,14 @@ def ask_facts(name: str, options: Mapping[str, Any], where: str | None) -> dict[
     Raises:
         UserError: it cannot be imported, its process ended, or it did not answer in time.
     """
+    folder = Path.cwd()
+    user = other_user([name], Isolation(level="process"), options, folder, where)
     plan = Plan(
         reward=name,
         options={key: value for key, value in options.items() if holds(value)},
         where=where,
-        folder=str(Path.cwd()),
+        folder=str(folder),
+        user=None if user is None else (user.user, user.group),
         memory_gib=None,
         sample_deadline_s=None,
         describe=True,

@@ -84,12 +84,16 @@ def become_worker(setup: Setup, printed: int) -> NoReturn:
 def confine(setup: Setup) -> None:
     """Give up everything that a worker must not have."""
     parent = os.getppid()
+    limits.end_first()  # of another user the file can no longer be written
     if setup.provider == "namespaces":
         namespaces.confine(setup)
     if setup.provider == "bwrap":
         namespaces.become_nobody()
         limits.end_with_parent(parent)
         bwrap.become(setup)
+    if setup.user is not None:
+        os.chown(setup.scratch, *setup.user)
+        limits.change_user(*setup.user)
     limits.end_with_parent(parent)
     settle(setup)
 
@@ -101,6 +105,8 @@ def settle(setup: Setup) -> None:
     limits.forgo_privileges()
     if setup.provider:
         landlock.restrict(setup.scratch)
+    elif landlock.set_apart():
+        limits.forgo_capabilities(limits.LOOKING)
     faulthandler.enable()
 
 

@@ -33,6 +33,7 @@ NEEDS_A_PROCESS = (
     "memory_gib",
     "environment",
     "files",
+    "user",
 )
 """Settings that mean nothing inline."""
 
@@ -54,6 +55,8 @@ class Isolation:
     """Names of variables a worker sees besides the harmless ones."""
     files: tuple[str, ...] = ()
     """Files and folders that a sandbox shows besides the reward's code."""
+    user: str | None = None
+    """User that workers without a sandbox become; None: see `rewards.isolation.user`."""
 
     def line(self, part: str) -> str:
         """Describe the isolation in the line that a run prints at its start."""
@@ -66,6 +69,8 @@ class Isolation:
         if self.sample_deadline_s is not None:
             limits.append(f"{self.sample_deadline_s:g} s a sample")
         limits.append("any memory" if self.memory_gib is None else f"{self.memory_gib:g} GiB")
+        if self.user:
+            limits.append(f"as {self.user}")
         if self.environment:
             limits.append("sees " + ", ".join(self.environment))
         if self.files and self.level == "sandbox":
@@ -91,6 +96,13 @@ def isolation_of(spec: Any, auto: Level, where: str | None = None) -> Isolation:
                 remedy="add isolation: process to it, or remove the setting",
             )
         return Isolation()
+    if level == "sandbox" and "user" in settings:
+        raise UserError(
+            f"reward {spec.name!r} runs in a sandbox, where user means nothing",
+            where=where,
+            cause="under root a sandbox is of the user nobody",
+            remedy="remove user, or take isolation: process",
+        )
     if math.isinf(settings.get("memory_gib", MEMORY_GIB)):
         settings["memory_gib"] = None
     return Isolation(level=level, **settings)

@@ -66,6 +66,8 @@ class Plan:
     """True: the worker only says what the reward is, and ends."""
     serves: Literal["reward", "environments"] = "reward"
     """Service of the worker, see `rewards.isolation.worker.SERVICES`."""
+    user: tuple[int, int] | None = None
+    """Ids of the user and the group that a worker without a sandbox becomes; None: it stays this one."""
     temporary: str | None = None
     """Folder of code that was written for this worker alone, and ends with it; None: there is none."""
 
@@ -106,6 +108,7 @@ class Worker:
                     memory_bytes=None if plan.memory_gib is None else int(plan.memory_gib * 2**30),
                     provider=plan.provider,
                     visible=plan.visible,
+                    user=plan.user,
                     temporary=plan.temporary,
                 )
                 self._keeper = subprocess.Popen(

@@ -6,7 +6,7 @@ import inspect
 import json
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ from rewards.isolation.pool import Pool
 from rewards.isolation.process import Plan
 from rewards.isolation.protocol import holds, pack_sample, pack_state
 from rewards.isolation.sandbox import sandbox
+from rewards.isolation.user import other_user
 from rewards.signatures.parameters import RESERVED, parameters
 from rollouts.errors import UserError
 
@@ -56,6 +57,8 @@ class IsolatedReward:
             for each in sandboxed_names
             for path in sandbox.visible(each, folder, isolation.files, where)
         )
+        user = other_user(names, isolation, options, folder, where)
+        isolation = replace(isolation, user=None if user is None else user.name)
         plan = Plan(
             reward=name,
             options=dict(options),
@@ -66,6 +69,7 @@ class IsolatedReward:
             environment=isolation.environment,
             provider=sandbox.provider(where) if is_sandboxed else None,
             visible=tuple(dict.fromkeys(visible)),
+            user=None if user is None else (user.user, user.group),
         )
         self.isolation = isolation
         self.pool = _pool(plan, isolation, names)

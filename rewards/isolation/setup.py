@@ -33,6 +33,8 @@ class Setup:
     """Maker of the sandbox; None: a process without one."""
     visible: tuple[str, ...] = ()
     """Files and folders a sandbox may read."""
+    user: tuple[int, int] | None = None
+    """Ids of the user and the group that a worker without a sandbox becomes; None: it stays this one."""
     temporary: str | None = None
     """Folder of code that ends with the worker; None: there is none."""
 
@@ -44,4 +46,5 @@ class Setup:
     def load(cls, text: str) -> Setup:
         """Decode what `dump` made."""
         fields = json.loads(text)
-        return cls(**{**fields, "visible": tuple(fields["visible"])})
+        user = None if fields["user"] is None else tuple(fields["user"])
+        return cls(**{**fields, "visible": tuple(fields["visible"]), "user": user})

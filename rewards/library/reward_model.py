@@ -12,12 +12,15 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from rewards.base import ShownCompletion, completion_text
+from rewards.environments.state import EndedEnvironment, episode_of
+from rewards.library.judge.question import READS
+from rewards.signatures.options import one_of
 from rollouts.chat.answers import chat_whole, ended, text_answer
 from rollouts.chat.endings import extra_endings
 from rollouts.errors import UserError
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Shown = str | Sequence[Message]
+"""Prompt as a reward is shown it."""
+
 LONGEST_CONTEXT = 4096
 """Tokens of one sequence where the model's config does not say."""
 ROUND = "round:"
@@ -38,18 +44,23 @@ _ONE_AT_A_TIME = Lock()
 
 
 def reward_model(
-    prompts: Sequence[str | Sequence[Message]],
+    prompts: Sequence[Shown],
     completions: Sequence[ShownCompletion],
     model: str | None = None,
     batch_size: int = 16,
     normalise: bool = True,
+    reads: str = "episode",
+    environments: Sequence[EndedEnvironment | None] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
 ) -> list[float]:
     """Score each answer by the model in the folder ``model``; also ``round:NAME`` in a campaign file.
 
     Answers are read as finished ones, also where sampling was cut. ``normalise`` puts rewards on the
-    scale that the snapshot recorded: mean 0 and standard deviation 1 over its held-out pairs.
+    scale that the snapshot recorded: mean 0 and standard deviation 1 over its held-out pairs. An
+    ``episode`` is read with all turns, calls and results, and a text that was acted on as a user's message;
+    ``reads: answer`` reads its last turn alone.
     """
+    one_of("reads", reads, READS)
     if not model:
         raise UserError("reward_model needs a model", remedy="add options: {model: FOLDER}")
     if type(batch_size) is not int or batch_size < 1:
@@ -62,7 +73,9 @@ def reward_model(
         return []
     with _ONE_AT_A_TIME, _one_thread():
         scorer = load_scorer(folder)
-        sequences = [scorer.encode(p, c) for p, c in zip(prompts, completions, strict=True)]
+        acted_in = environments or [None] * len(completions)
+        shown = map(partial(read_of, reads=reads), prompts, completions, acted_in)
+        sequences = [scorer.encode(prompt, answer) for prompt, answer in shown]
         cut = sum(len(ids) > scorer.context for ids in sequences)
         if cut:
             logger.warning(
@@ -73,6 +86,19 @@ def reward_model(
             log_metric("truncated", cut / len(sequences))
         scores = scorer.scores(sequences, batch_size)
     return [(s - scorer.mean) / scorer.std for s in scores] if normalise else scores
+
+
+def read_of(
+    prompt: Shown, completion: ShownCompletion, ended: EndedEnvironment | None, reads: str
+) -> tuple[Shown, ShownCompletion]:
+    """Return what a reward model reads of a prompt and its completion; an episode is read as a chat."""
+    episode = episode_of(ended)
+    if reads == "answer":
+        return prompt, completion_text(completion)
+    if episode is None or not isinstance(completion, str):
+        return prompt, completion
+    turns: Shown = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return turns, list(episode.messages)
 
 
 def sequence_scores(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
@@ -117,9 +143,7 @@ class RewardScorer:
         self.mean = float(getattr(config, "reward_mean", 0.0))
         self.std = float(getattr(config, "reward_std", 1.0))
 
-    def encode(
-        self, prompt: str | Sequence[Message], completion: ShownCompletion
-    ) -> tuple[int, ...]:
+    def encode(self, prompt: Shown, completion: ShownCompletion) -> tuple[int, ...]:
         """Return the token ids of a prompt and its answer, with an end, as examples of a file are
         encoded."""
         text, encoder = completion_text(completion), self._encoder
@@ -131,7 +155,7 @@ class RewardScorer:
         turns: tuple[Message, ...] = tuple(prompt)
         prompt_ids = encoder.encode(Prompt(id="", messages=turns))
         answer: tuple[Message, ...] = ({"role": "assistant", "content": text},)
-        if not isinstance(completion, str) and len(completion) > 1:  # An episode: all its turns.
+        if not isinstance(completion, str):  # An episode: all its turns.
             answer = tuple(completion)
         return ended(chat_whole(turns, prompt_ids, answer, encoder)[0], encoder)
 

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from rollouts.engines.protocol import RolloutEngine
+from rollouts.engines.division import WHOLE, DeviceDivision
+from rollouts.engines.protocol import RolloutEngine, WeightTransfer
 from rollouts.errors import UserError
 from rollouts.machine.device import Device
 from rollouts.model_folder import check_model_folder
@@ -40,6 +41,24 @@ class ServedModel:
     trust_remote_code: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineParts:
+    """Parts of an engine beyond one device that takes plain weights."""
+
+    division: DeviceDivision = WHOLE
+    quantization: str | None = None
+    weight_transfer: WeightTransfer = "host"
+
+    @property
+    def first_beyond_plain(self) -> str | None:
+        """Setting that asks for the first such part; None for a plain engine."""
+        if self.division != WHOLE:
+            return "tensor_parallel" if self.division.tensor > 1 else "pipeline_parallel"
+        if self.quantization is not None:
+            return "quantization"
+        return "weight_transfer" if self.weight_transfer != "host" else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec(ABC):
     """Model, limits and memory of one engine, whatever its backend."""
@@ -66,7 +85,13 @@ class EngineSpec(ABC):
     gpu_memory_utilization: float = 0.85
     """Share of a GPU's memory for weights and KV cache."""
     threads: int = 1
-    """CPU threads of one engine's matrix products."""
+    """CPU threads of one device's matrix products."""
+    division: DeviceDivision = WHOLE
+    """Devices that the model is divided over."""
+    weight_transfer: WeightTransfer = "host"
+    """Way of full weights from the learner."""
+    quantization: str | None = None
+    """Method that weights are quantised by when they are loaded; None: they stay what they are."""
     lora_rank: int | None = None
     """Largest rank of the adapters to come; None: the engine takes full weights."""
     lora_targets: tuple[str, ...] = LINEAR_LAYERS
@@ -109,6 +134,25 @@ class EngineSpec(ABC):
     @abstractmethod
     def check_adapters(cls, model: ServedModel) -> None:
         """Refuse an architecture for which the backend serves no adapters; see `check_model`."""
+
+    @classmethod
+    def check_parts(cls, folder: Path, parts: EngineParts, device: Literal["cpu", "cuda"]) -> None:
+        """Refuse engines that are more than one device with the learner's weights, unless the backend has
+        them.
+
+        Args:
+            folder: folder of the model.
+
+        Raises:
+            UserError: the backend, the device or the model does not allow it.
+        """
+        if (setting := parts.first_beyond_plain) is not None:
+            raise UserError(
+                f"{cls.module} engines have one device, and take weights as they are through host "
+                "memory",
+                where=f"rollouts.{setting}",
+                remedy="leave it out, or set rollouts.backend: vllm",
+            )
 
     @classmethod
     def is_installed(cls) -> bool:

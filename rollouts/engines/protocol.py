@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from rollouts.types import Completion, Mix, Sampling, WeightVersion
 
@@ -63,20 +63,34 @@ class BankAdapter(NamedTuple):
     """Low-rank increments that the adapter's rank is divided into, in equal parts."""
 
 
+WeightTransfer = Literal["host", "gloo", "nccl", "ipc"]
+"""Way of full weights from the learner to engines: through host memory, or straight from its ranks."""
+
+SendWeights = Callable[[Sequence[Any], int], None]
+"""Sends the learner's weights to engines, which are given as Ray actors and the number of workers of each.
+It returns when all of them serve the weights, and raises `WeightSendError` where some do not."""
+
+
+class WeightSendError(RuntimeError):
+    """Weights that were sent straight to engines and did not reach all of them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightUpdate:
     """New weights for an engine: all tensors of a full model, a folder with an adapter, or a bank.
 
     ``tensors`` maps Hugging Face parameter names to host arrays (bf16 as a torch tensor); ``adapter``
     is a folder as written by peft, with a name no earlier version used. ``bank`` names adapters that are
-    held side by side on the engine's base: each request says by its ``mix`` which of them answer it. None
-    of the three: the engine's base.
+    held side by side on the engine's base: each request says by its ``mix`` which of them answer it. With
+    none of them, and nothing to send, it is the engine's base.
     """
 
     version: WeightVersion
     tensors: Mapping[str, Any] | None = None
     adapter: str | None = None
     bank: Mapping[str, BankAdapter] | None = None
+    send: SendWeights | None = None
+    """Way of weights that stay with the learner until they are sent; None: they are above."""
 
 
 def check_update(update: WeightUpdate, *, takes_adapters: bool) -> None:
@@ -195,6 +209,19 @@ class OpenEngine(Protocol):
 
         A `RolloutEngine.sync` finishes the requests under way before it loads; weights that come by
         `InFlightEngine.deposit` are loaded before their next token. Later requests get the new weights.
+        """
+        ...
+
+
+@runtime_checkable
+class TransferEngine(Protocol):
+    """An engine that takes weights straight from the learner's ranks."""
+
+    def transfer(self, verb: str, info: Any, version: WeightVersion) -> None:
+        """Do a verb of vLLM's weight transfer (``init``, ``start``, ``update``, ``finish``) or ``abandon``.
+
+        Args:
+            version: name of the weights that are served after ``finish``.
         """
         ...
 

@@ -5,26 +5,35 @@ into no-ops, seeds its generators and binds its memory. `EnginePool` therefore g
 Ray actor of its own, started under ``engine_environment``. The engine steps vLLM itself (no
 ``LLM.generate``), so weights can change between two steps of one request: `VLLMEngine.deposit`.
 
-Weights arrive through the ``host`` backend of `rollouts.engines.weight_transfer` on CPU and on GPU alike.
-GPU-to-GPU transfer (vLLM's ``nccl`` and ``ipc`` backends) speaks the same verbs; it comes later.
+An engine over several devices has a process of vLLM's own for each of them, and this one schedules.
+
+Weights arrive through vLLM's weight-transfer verbs, by a backend of `rollouts.engines.transfer`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from rollouts.engines.backend import BASE_VERSION, EngineSpec, ServedModel, offline_environment
+from rollouts.engines.backend import (
+    BASE_VERSION,
+    EngineParts,
+    EngineSpec,
+    ServedModel,
+    offline_environment,
+)
+from rollouts.engines.division import WHOLE, check_division
 from rollouts.engines.protocol import (
     Arrivals,
     SampleRequest,
@@ -45,7 +54,14 @@ from rollouts.engines.vllm_format import (
     scored_together,
     scores,
 )
-from rollouts.engines.vllm_models import check_head_dim, check_served, check_serves_adapters
+from rollouts.engines.vllm_models import (
+    check_executor,
+    check_head_dim,
+    check_quantization,
+    check_served,
+    check_serves_adapters,
+    check_transfer,
+)
 from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
 from rollouts.machine.fair_lock import FairLock
@@ -64,6 +80,12 @@ if TYPE_CHECKING:
 CPU_BLOCK_TOKENS = 32
 """Tokens of a block of the KV cache on CPUs, the fewest that vLLM's attention takes there. The prefix cache
 knows whole blocks only: with vLLM's own 128 a short prompt and its turns would never be found in it."""
+EXECUTORS = {"processes": "mp", "ray": "ray"}
+"""vLLM's names of what runs an engine's workers, by `DeviceDivision.executor`."""
+WORKER_EXTENSION = "rollouts.engines.transfer.worker.WorkerExtension"
+"""Class that vLLM's workers take methods from, by its name."""
+PART_BYTES = 64 << 20
+"""Weights that vLLM's workers in other processes are sent at a time."""
 MAX_LORAS = 8
 """Largest number of increments of a bank in one batch of vLLM; requests of others wait their turn."""
 
@@ -93,7 +115,7 @@ class VLLMConfig(EngineSpec):
 
     def environment(self, device: Literal["cpu", "cuda"]) -> dict[str, str]:
         """Return variables that must be set before a process imports vllm."""
-        return engine_environment(self.model, device, self.threads)
+        return engine_environment(self.model, device, self.threads, self.division.num_devices)
 
     def start(self) -> VLLMEngine:
         """Start vLLM in this process; one engine per process."""
@@ -115,9 +137,18 @@ class VLLMConfig(EngineSpec):
         """Refuse an architecture whose adapters vLLM does not serve."""
         check_serves_adapters(model)
 
+    @classmethod
+    def check_parts(cls, folder: Path, parts: EngineParts, device: Literal["cpu", "cuda"]) -> None:
+        """Refuse a division that the model's sizes do not allow, and what vLLM lacks on the device."""
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        check_division(config, parts.division, str(folder / "config.json"))
+        check_executor(parts.division, device)
+        check_quantization(parts.quantization, device)
+        check_transfer(parts.weight_transfer, device)
+
 
 def engine_environment(
-    model: str, device: Literal["cpu", "cuda"], threads: int = 1
+    model: str, device: Literal["cpu", "cuda"], threads: int = 1, num_devices: int = 1
 ) -> dict[str, str]:
     """Return the variables that must be set before a process imports vllm."""
     env = {
@@ -130,6 +161,9 @@ def engine_environment(
     if device == "cpu":
         # Counting logprob ranks is compiled on first use otherwise: 4 to 20 s.
         env["TORCH_COMPILE_DISABLE"] = "1"
+        if num_devices > 1:
+            # vLLM would give every worker a NUMA node of its own, and refuse where there are fewer.
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return env
 
 
@@ -272,6 +306,26 @@ class VLLMEngine:
         self._mail.append(update)
         return SyncReport(version=update.version, seconds=0.0, num_engines=1)
 
+    def transfer(self, verb: str, info: Any, version: WeightVersion) -> None:
+        """See `TransferEngine.transfer`; requests under way are finished first."""
+        with self._lock:
+            self._mail.clear()
+            if verb == "init":
+                self._llm.init_weight_transfer_engine({"init_info": dict(info)})
+            elif verb == "start":
+                while self._whole and self._receivers:
+                    self._step(opens_mail=False)
+                self._holds_base = self._whole = False
+                self._llm.start_weight_update()
+            elif verb == "update":
+                self._llm.update_weights({"update_info": info})
+            elif verb == "finish":
+                self._llm.finish_weight_update()
+                self._llm.collective_rpc("return_memory")
+                self._serve(version)
+            else:
+                self._llm.collective_rpc("abandon_update")
+
     def _open_mail(self) -> None:
         """Load what was deposited, if anything; where that fails we are to be replaced."""
         if self._mail:
@@ -301,17 +355,34 @@ class VLLMEngine:
         elif update.tensors is not None or not self._holds_base:
             self._holds_base = self._whole = False
             self._llm.start_weight_update()
-            self._llm.update_weights({"update_info": {"tensors": update.tensors}})
+            for part in self._parts_of(update.tensors):
+                self._llm.update_weights({"update_info": part})
             self._llm.finish_weight_update()
             self._holds_base = update.tensors is None
             # Layers are packed one by one: without it each leaves a gap of its size in the heap.
-            return_freed_memory()
+            self._llm.collective_rpc("return_memory")
+        self._serve(update.version, running=running)
+        seconds = time.perf_counter() - start
+        return SyncReport(version=self.version, seconds=seconds, num_engines=1, load_s=seconds)
+
+    def _serve(self, version: WeightVersion, *, running: bool = False) -> None:
+        """Drop what was computed with the weights before, and stamp the version."""
         self._whole = bool(self._llm.reset_prefix_cache(reset_running_requests=running))
         if not self._whole:
             raise RuntimeError("the prefix cache of the old weights is in use and was not dropped")
-        self._engine.set_weight_version(update.version)
-        seconds = time.perf_counter() - start
-        return SyncReport(version=self.version, seconds=seconds, num_engines=1, load_s=seconds)
+        self._engine.set_weight_version(version)
+
+    def _parts_of(self, tensors: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+        """Yield what vLLM's workers are sent of an update: all of it where they are in this process, and a
+        bounded part at a time where they are not."""
+        from rollouts.engines.transfer.host import in_parts, to_host
+
+        if tensors is None or self._config.division.num_devices == 1:
+            yield {"tensors": tensors}
+            return
+        parts = list(in_parts(to_host(tensors), PART_BYTES))
+        for number, part in enumerate(parts, start=1):
+            yield {"tensors": part, "is_part": len(parts) > 1, "is_last": number == len(parts)}
 
     def close(self) -> None:
         """Stop vLLM and free its memory."""
@@ -425,35 +496,39 @@ def _start_vllm(config: VLLMConfig) -> Any:
     if Path(config.model).is_dir() or config.model.startswith((".", "/", "~")):
         config.check_folder(device)
     if "vllm" not in sys.modules:
-        os.environ.update(engine_environment(config.model, device, config.threads))
+        os.environ.update(config.environment(device))
     # vllm announces on import that a machine has no GPU, and its own use of deprecated names.
     logging.getLogger("vllm").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         from vllm import LLM
 
-        from rollouts.engines.weight_transfer import register_host_backend
-
-        register_host_backend()
         llm = LLM(config.model, **_llm_arguments(config, device))
-    llm.init_weight_transfer_engine({"init_info": {}})
     return llm
 
 
 def _llm_arguments(config: VLLMConfig, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
-    from rollouts.engines.weight_transfer import BACKEND
+    from rollouts.engines.transfer.backends import PREFIX
 
+    division = config.division
     arguments: dict[str, Any] = {
         "trust_remote_code": config.trust_remote_code,
         "seed": config.seed,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
-        "distributed_executor_backend": "uni",
+        "distributed_executor_backend": "uni"
+        if division == WHOLE
+        else EXECUTORS[division.executor],
+        "tensor_parallel_size": division.tensor,
+        "pipeline_parallel_size": division.pipeline,
+        "enable_expert_parallel": division.experts,
+        "quantization": config.quantization,
+        "worker_extension_cls": WORKER_EXTENSION,
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        "weight_transfer_config": {"backend": BACKEND},
+        "weight_transfer_config": {"backend": PREFIX + config.weight_transfer},
     }
     usual_dtype = "bfloat16" if device == "cuda" else "float32"
     arguments["dtype"] = usual_dtype if config.dtype == "auto" else config.dtype

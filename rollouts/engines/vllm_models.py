@@ -11,15 +11,20 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from rollouts.engines.backend import ServedModel
-from rollouts.errors import UserError
+from rollouts.engines.division import DeviceDivision
+from rollouts.engines.protocol import WeightTransfer
+from rollouts.errors import UserError, nearest
 from rollouts.model_config import sizes_of
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM 0.32's CPU attention; the GPU backends take more."""
 TABLES = ("_TEXT_GENERATION_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS")
 MODELS = "model_executor/models"
+ONLINE = "_ONLINE_SHORTHANDS"
+"""Table of vLLM's methods that quantise plain weights."""
 ALIGNMENT = 32
 """Divisor of an expert's sizes that vLLM's CPU kernel asks for in the hidden size."""
 OTHER_BACKEND = "set rollouts.backend: transformers, which serves it"
@@ -98,6 +103,61 @@ def check_head_dim(head_dim: int | None, folder: Path) -> None:
     )
 
 
+def check_executor(division: DeviceDivision, device: Literal["cpu", "cuda"]) -> None:
+    """Refuse Ray workers on a CPU."""
+    if division.executor == "ray" and device == "cpu":
+        raise UserError(
+            "engines on CPUs have no Ray workers",
+            where="rollouts.executor",
+            cause="vLLM's executor over Ray asks Ray for GPUs",
+            remedy="set executor: processes, or give rollouts.resources.gpus where a cluster has them",
+        )
+
+
+def check_quantization(name: str | None, device: Literal["cpu", "cuda"]) -> None:
+    """Refuse a method that vLLM does not have, and one that cannot quantise plain weights on the device."""
+    if name is None:
+        return
+    methods = online_methods()
+    if name not in methods:
+        raise UserError(
+            f"vLLM cannot quantise weights by {name!r} as it loads them",
+            where="rollouts.quantization",
+            cause="an engine's weights come from a learner that trains plain ones",
+            remedy=nearest(name, methods),
+        )
+    if device == "cpu":
+        raise UserError(
+            f"engines on CPUs cannot quantise weights by {name!r}",
+            where="rollouts.quantization",
+            cause="vLLM has the kernels for weights that it quantises itself on GPUs only",
+            remedy="leave quantization out, or give rollouts.resources.gpus where a cluster has them",
+        )
+
+
+def check_transfer(way: WeightTransfer, device: Literal["cpu", "cuda"]) -> None:
+    """Refuse a way for weights that the device does not have."""
+    if way in ("nccl", "ipc") and device == "cpu":
+        raise UserError(
+            f"engines on CPUs take no weights by {way}",
+            where="rollouts.weight_transfer",
+            cause=f"{way} copies between the memories of GPUs",
+            remedy="set it to gloo or host, or give rollouts.resources.gpus where a cluster has them",
+        )
+
+
+@cache
+def online_methods() -> tuple[str, ...]:
+    """Read the names of vLLM's methods that quantise plain weights while they are loaded."""
+    for node in _syntax("quantization", "config"):
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(target, ast.Name) and target.id == ONLINE:
+            assert isinstance(node, ast.AnnAssign)
+            keys = node.value.keys if isinstance(node.value, ast.Dict) else []
+            return tuple(str(key.value) for key in keys if isinstance(key, ast.Constant))
+    return ()
+
+
 @cache
 def served_architectures() -> Mapping[str, tuple[str, str]]:
     """Read module and class of every text decoder that vLLM has, by architecture.
@@ -140,9 +200,9 @@ def _supports_adapters(module: str, kind: str) -> bool:
     return any(_supports_adapters(*location) for location in above if location[0] != "interfaces")
 
 
-def _syntax(module: str) -> list[ast.stmt]:
-    """Parse one of vLLM's model modules; return None if it has no file."""
+def _syntax(module: str, folder: str = MODELS) -> list[ast.stmt]:
+    """Parse one of vLLM's modules; return nothing if it has no file."""
     spec = find_spec("vllm")
     places = spec.submodule_search_locations if spec is not None else None
-    file = Path(places[0]) / MODELS / f"{module}.py" if places else Path()
+    file = Path(places[0]) / folder / f"{module}.py" if places else Path()
     return ast.parse(file.read_text("utf-8")).body if file.is_file() else []

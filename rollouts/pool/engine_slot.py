@@ -24,6 +24,7 @@ from rollouts.engines.protocol import (
     ScoreRequest,
     StreamingEngine,
     SyncReport,
+    TransferEngine,
     WeightUpdate,
 )
 from rollouts.engines.turns import conversation_with
@@ -111,6 +112,13 @@ class EngineActor:
         """See `RolloutEngine.sync`."""
         return self._started().sync(update)
 
+    def transfer(self, verb: str, info: Any, version: str) -> None:
+        """See `TransferEngine.transfer`; called by the learner."""
+        engine = self._started()
+        if not isinstance(engine, TransferEngine):
+            raise TypeError(f"a {type(engine).__name__} takes weights through host memory alone")
+        engine.transfer(verb, info, version)
+
     def deposit(self, update: WeightUpdate) -> SyncReport:
         """See `InFlightEngine.deposit`; called on a thread of its own beside a running call."""
         engine = self._started()
@@ -130,8 +138,8 @@ class Launch:
 
     factory: EngineFactory
     environment: Mapping[str, str]
-    bundle: Bundle
-    """Resources that one actor takes."""
+    bundles: Sequence[Bundle]
+    """Resources that one engine takes: those of its actor, and of its workers where they are Ray's."""
     start_deadline_s: float
 
 
@@ -142,7 +150,7 @@ class EngineSlot:
     index: int
     launch: Launch
     room: Room
-    """Placement group of the whole pool; this slot's bundle in it is ``index``."""
+    """Placement group of the whole pool, or of this engine alone where its workers are Ray's."""
     actor: Any = None
     pid: int | None = None
     starting: list[Any] = field(default_factory=list)
@@ -150,6 +158,8 @@ class EngineSlot:
     deadline: float = 0.0
     """Monotonic time, in seconds, at which the start must be over."""
     busy: bool = False
+    is_behind: bool = False
+    """True if it has not the weights of the others, which it can only be sent together with them."""
     failures: int = 0
     """Failures in a row; an answered call ends the row."""
     tokens: int = 0
@@ -160,14 +170,15 @@ class EngineSlot:
     @property
     def idle(self) -> bool:
         """True if the engine can take a call now."""
-        return not self.starting and not self.busy
+        return not self.starting and not self.busy and not self.is_behind
 
     def fill(self, weights: Any | None) -> None:
         """Launch an actor, and give it ``weights`` (an object ref) before anything else."""
         import ray
 
+        alone = len(self.launch.bundles) > 1
         options = {
-            **self.room.options(self.index),
+            **(self.room.leader_options() if alone else self.room.options(self.index)),
             # The pool itself replaces actors: a restarted one would come back without its weights.
             "max_restarts": 0,
             "runtime_env": {"env_vars": dict(self.launch.environment)},

@@ -7,13 +7,13 @@ requests: `Dispatch` and `EnginePool` do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rollouts.errors import KeelError, RunError
 from rollouts.machine.silence import SILENCE_S, Silence
 from rollouts.pool.engine_slot import EngineSlot, Launch
-from rollouts.pool.placement import Room, told
+from rollouts.pool.placement import Bundle, Room, told
 from rollouts.types import WeightVersion
 
 Note = Callable[[str], None]
@@ -44,11 +44,18 @@ class Fleet:
         """Object ref of the current `WeightUpdate`; None: the engines' base."""
         self.version: WeightVersion | None = None
         """Version of ``weights``."""
+        self.is_sent = False
+        """True if the engines were sent their weights by the learner, and nobody else has them."""
         self.replaced: list[str] = []
         """Why each of the engines was that were replaced so far."""
-        self._room = Room([launch.bundle] * num_engines)
+        self._rooms = _rooms(launch.bundles, num_engines)
         self.slots = [
-            EngineSlot(index=i, launch=launch, room=self._room, silence=Silence(after_s=silence_s))
+            EngineSlot(
+                index=i,
+                launch=launch,
+                room=self._rooms[i % len(self._rooms)],
+                silence=Silence(after_s=silence_s),
+            )
             for i in range(num_engines)
         ]
         for slot in self.slots:
@@ -85,6 +92,19 @@ class Fleet:
         seconds = time.monotonic() - self._began
         self._note(f"engines are ready, {seconds:.0f} s after they were asked for")
 
+    def wait_all(self) -> None:
+        """Block until every engine that was replaced has started, replacing those that do not."""
+        import ray
+
+        while starting := {slot.starting[-1]: slot for slot in self.slots if slot.starting}:
+            first = min(starting.values(), key=lambda slot: slot.deadline)
+            timeout = max(0.0, first.deadline - time.monotonic())
+            done, _ = ray.wait(list(starting), num_returns=1, timeout=timeout)
+            if done:
+                self.settle_start(starting[done[0]])
+            else:
+                self.replace(first, self.slow_start(first))
+
     def wait_any(self) -> None:
         """Block until at least one engine may work, replacing those that do not start."""
         import ray
@@ -107,6 +127,16 @@ class Fleet:
             raise self.lost(slot, reason)
         self.replaced.append(f"engine {slot.index}: {reason}")
         slot.fill(self.weights)
+        slot.is_behind = self.is_sent
+        if all(other.is_behind for other in self.slots):
+            raise RunError(
+                f"no engine has the weights {self.version!r} any more",
+                where="engine pool",
+                cause=f"{reason}; the weights went from the learner straight to the engines, and a new "
+                "engine has none before the next sync",
+                remedy="run again: the round goes on from its checkpoint; with rollouts.weight_transfer: "
+                "host engines are replaced in the middle of a step",
+            )
 
     def settle_start(self, slot: EngineSlot) -> None:
         """Take in a replacement that has finished starting; replace it again if its start failed."""
@@ -129,14 +159,14 @@ class Fleet:
         import ray
 
         free, total = ray.available_resources(), ray.cluster_resources()
-        placed = self._room.wait(0)
-        needed = slot.launch.bundle
+        placed = slot.room.wait(0)
+        bundles = slot.launch.bundles
         there = ", ".join(
-            f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}" for name in needed
+            f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}" for name in bundles[0]
         )
         return (
             f"it did not start within {slot.launch.start_deadline_s:g} s (the pool needs "
-            f"{len(self.slots)} times {told(needed)}, and "
+            f"{len(self.slots) * len(bundles)} times {told(bundles[0])}, and "
             + ("has it)" if placed else f"waits for it: {there} are free)")
         )
 
@@ -156,8 +186,16 @@ class Fleet:
         for slot in self.slots:
             slot.kill()
         if self.slots:
-            self._room.release()
+            for room in self._rooms:
+                room.release()
         self.slots, self.weights = [], None
+
+
+def _rooms(bundles: Sequence[Bundle], num_engines: int) -> list[Room]:
+    """Reserve one room for all engines, or one each where an engine's Ray workers look for it."""
+    if len(bundles) == 1:
+        return [Room(list(bundles) * num_engines)]
+    return [Room(bundles) for _ in range(num_engines)]
 
 
 def refusal(error: Any, message: str) -> KeelError:

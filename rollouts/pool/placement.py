@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from rollouts.engines.division import DeviceDivision
+
 Bundle = Mapping[str, float]
 """Resources that one process takes, as Ray names them: ``{"CPU": 1, "GPU": 1, "a100": 1}``."""
 HIDDEN = ("node:", "memory", "object_store_memory", "accelerator_type:", "bundle")
@@ -55,6 +57,12 @@ class Room:
                 self._group, placement_group_bundle_index=index
             ),
         }
+
+    def leader_options(self) -> dict[str, Any]:
+        """Return the options of an actor that computes nothing itself and whose Ray workers take the room:
+        it finds the placement group as its own, and leaves all GPUs in it to them."""
+        options = self.options(0)
+        return {**options, "num_cpus": 0, "num_gpus": 0, "resources": {}}
 
     def release(self) -> None:
         """Give the room back; whatever still runs in it is killed. Safe after Ray has gone."""
@@ -108,6 +116,29 @@ def own_node() -> str | None:
         return None
     node: str = ray.get_runtime_context().get_node_id()
     return node
+
+
+def bundles_of(division: DeviceDivision, bundle: Bundle) -> list[Bundle]:
+    """Return the bundles of one engine whose devices take ``bundle`` each.
+
+    Processes of its own share one bundle, and Ray workers have one each.
+
+    >>> bundles_of(DeviceDivision(tensor=2), {"CPU": 1, "GPU": 1})
+    [{'CPU': 2, 'GPU': 2}]
+    >>> bundles_of(DeviceDivision(tensor=2, executor="ray"), {"CPU": 1, "GPU": 1})
+    [{'CPU': 1, 'GPU': 1}, {'CPU': 1, 'GPU': 1}]
+    """
+    number = division.num_devices
+    if division.executor == "ray":
+        return [bundle] * number
+    return [{name: amount * number for name, amount in bundle.items()}]
+
+
+def reachable_host() -> str:
+    """Return the address by which processes of the cluster reach this one; on one machine its loopback."""
+    import ray
+
+    return "127.0.0.1" if on_one_machine() else str(ray.util.get_node_ip_address())
 
 
 def on_one_machine() -> bool:

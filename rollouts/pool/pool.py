@@ -25,13 +25,15 @@ from rollouts.engines.protocol import (
     SampleRequest,
     SampleResult,
     ScoreRequest,
+    SendWeights,
     StreamTicket,
     SyncReport,
+    WeightSendError,
     WeightUpdate,
 )
 from rollouts.engines.stored_tensor import read_stored
+from rollouts.engines.transfer.host import to_host
 from rollouts.engines.turns import Waves
-from rollouts.engines.weight_transfer import to_host
 from rollouts.errors import RunError
 from rollouts.machine.fair_lock import FairLock
 from rollouts.machine.silence import SILENCE_S
@@ -41,11 +43,14 @@ from rollouts.pool.dispatch import Dispatch, DispatchFailure, Verb
 from rollouts.pool.engine_slot import MAIL, EngineFactory, EngineSlot, Launch
 from rollouts.pool.exchange import Exchange
 from rollouts.pool.fleet import Fleet, Note, reason_of, refusal
-from rollouts.pool.placement import Bundle, on_one_machine
-from rollouts.types import Completion
+from rollouts.pool.placement import Bundle, bundles_of, on_one_machine
+from rollouts.types import Completion, WeightVersion
 
 Answers = list[tuple[int, Any]]
 """Answers that are ready together, each with the index of its item."""
+
+ABANDON_S = 30.0
+"""Seconds in which an engine that lives gives up weights that do not come."""
 
 TOKENS_PER_CALL = 4096
 """Tokens scored in one call of `scores`: two of vLLM's steps, so that batches stay full."""
@@ -72,7 +77,8 @@ class EnginePool:
     Args:
         config: the engines, all alike.
         num_engines: how many actors.
-        bundle: what each of them takes of the cluster; None: one CPU, and one GPU where there are any.
+        bundle: what each device of an engine takes of the cluster; None: one CPU, and one GPU where
+            there are any.
         start_deadline_s: seconds an engine may take to start and load its weights.
         deadline_s: seconds one call to one engine may take.
         max_restarts: how often in a row one engine may fail before the pool gives up.
@@ -248,6 +254,8 @@ class EnginePool:
         self._fleet.wait_ready()
         self._fleet.wait_any()
         self._unsynced = f"the sync of {update.version!r} did not finish"
+        if update.send is not None:
+            return self._receive(update.version, update.send, start)
         self._put(update)
         refs: dict[Any, EngineSlot] = {}
         for slot in self._fleet.slots:
@@ -268,6 +276,49 @@ class EnginePool:
             num_engines=len(load_s),
             load_s=max(load_s, default=0.0),
         )
+
+    def _receive(self, version: WeightVersion, send: SendWeights, start: float) -> SyncReport:
+        """Let the learner send all engines its weights; what dies on the way is replaced, and all get them
+        again."""
+        fleet = self._fleet
+        fleet.weights, fleet.version, fleet.is_sent = None, version, False
+        while True:
+            fleet.wait_all()
+            try:
+                send([slot.actor for slot in fleet.slots], self._config.division.num_devices)
+                break
+            except WeightSendError as error:
+                if not self._replace_broken():
+                    raise RunError(
+                        f"the engines were not sent the weights {version!r}",
+                        where="engine pool",
+                        cause=str(error),
+                        remedy="look at the network between learner and engines, or set "
+                        "rollouts.weight_transfer: host",
+                    ) from error
+        fleet.is_sent, self._unsynced = True, None
+        for slot in fleet.slots:
+            slot.is_behind = False
+        seconds = time.perf_counter() - start
+        return SyncReport(version=version, seconds=seconds, num_engines=len(fleet.slots))
+
+    def _replace_broken(self) -> bool:
+        """Replace the engines that do not answer after a transfer has failed; False if all do."""
+        import ray
+
+        refs = {slot.actor.transfer.remote("abandon", None, ""): slot for slot in self._fleet.slots}
+        _, late = ray.wait(list(refs), num_returns=len(refs), timeout=ABANDON_S)
+        broken = [(refs[ref], f"no answer within {ABANDON_S:g} s") for ref in late]
+        for ref, slot in refs.items():
+            try:
+                ray.get(ref, timeout=0)
+            except ray.exceptions.GetTimeoutError:
+                continue
+            except ray.exceptions.RayError as error:
+                broken.append((slot, reason_of(error)))
+        for slot, reason in broken:
+            self._fleet.replace(slot, reason)
+        return bool(broken)
 
     def deposit(self, update: WeightUpdate) -> SyncReport:
         """Hand the update to engines that sample; each loads it before its next token.
@@ -319,7 +370,9 @@ class EnginePool:
             update = replace(update, tensors=to_host(tensors))
         # The version before goes first: the object store never has to hold two of a large model.
         self._fleet.weights, self._fleet.version = None, update.version
-        self._fleet.weights = ray.put(update)
+        self._fleet.weights, self._fleet.is_sent = ray.put(update), False
+        for slot in self._fleet.slots:
+            slot.is_behind = False
 
     def _wait_for(
         self, refs: Mapping[Any, EngineSlot], owed: str
@@ -498,7 +551,7 @@ def _launch(
     return Launch(
         factory=factory,
         environment=config.environment(device),
-        bundle=bundle,
+        bundles=bundles_of(config.division, bundle),
         start_deadline_s=start_deadline_s,
     )
 

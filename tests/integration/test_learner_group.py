@@ -35,7 +35,7 @@ from align.learner.ranks.group import GroupTraining, LearnerGroup
 from align.learner.references import References, Toward
 from align.learner.training import Training
 from align.retention.methods import RetentionMethods
-from rollouts.engines.weight_transfer import from_host
+from rollouts.engines.transfer.host import from_host
 from rollouts.errors import RunError
 from tests.patience import patient
 from tests.unit.tiny import row, save_model

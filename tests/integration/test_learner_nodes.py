@@ -37,7 +37,6 @@ from align.config.campaign import PolicyConfig
 from align.config.policy import WaitsConfig
 from align.learner.learner import Learner
 from align.learner.ranks.group import LearnerGroup
-from rollouts.engines.weight_transfer import from_host
 from rollouts.errors import LostRankError, RunError
 from tests.integration.test_learner_group import (
     BATCHES, IDENTITY, KINDS, PPO, SPEC, alone, begin, tensors,

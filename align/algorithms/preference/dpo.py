@@ -10,6 +10,11 @@ The mean is over pairs. Where labels are flipped with probability ``e``, ``conse
 ``((1-e) L(h) - e L(-h)) / (1-2e)``, whose expectation over the flips is the clean loss (rDPO:
 Chowdhury et al. 2024, arXiv 2403.00409).
 
+A loss of the margin alone may lower the chosen answer too, as long as it lowers the rejected one more, and
+moves probability to answers in neither (Razin et al. 2024, arXiv 2410.08847). ``sft`` adds
+
+    - log pi(chosen) / |chosen|      Pang et al. 2024, arXiv 2404.19733, eq. 1
+
 Several anchors are one reference. With weights ``w_k`` that sum to one,
 
     sum_k w_k KL(pi || ref_k) = KL(pi || mix) - log Z(x)
@@ -95,6 +100,10 @@ class DPO(Preference):
     """Take log-ratios as means over an answer's tokens instead of sums. None: only for ``ipo``, as its
     authors do."""
 
+    sft: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the chosen answer's negative log-likelihood, a mean over its tokens, beside the loss:
+    it keeps the chosen answer from becoming less likely together with the rejected one."""
+
     needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
     anchors_are_reference: ClassVar[bool] = True
 
@@ -134,4 +143,6 @@ class DPO(Preference):
         metrics = {
             name: value_U.detach().sum() / totals.units for name, value_U in measured.items()
         }
+        if self.sft:
+            loss_U = loss_U - self.sft * inputs.chosen_logprobs_U / inputs.chosen_tokens_U
         return loss_U.sum() / totals.units, metrics

@@ -244,6 +244,23 @@ class MIGUConfig(RetentionConfig):
     changes_step: ClassVar[bool] = True
 
 
+class TrustRegionConfig(RetentionConfig):
+    """Trust region: each step is as long as a KL between the policy before and after it allows.
+
+    Needs completions of the policy, and float32: rounding to bfloat16 alone moves logprobs by more.
+    """
+
+    name: Literal["trust_region"] = "trust_region"
+    kl: Annotated[float, Field(gt=0)] = 5e-4
+    """KL of a step at the peak of the learning rate, in nats per token. Warm-up and decay shorten steps as
+    they shorten a rate; the rate itself only gives the length that is measured."""
+    rows: Annotated[int, Field(ge=1)] = 16
+    """Number of completions of a batch that the KL is measured on, by two passes without gradient."""
+
+    weight_copies: ClassVar[int] = 2
+    changes_step: ClassVar[bool] = True
+
+
 class COPRConfig(RetentionConfig):
     """Constraint of COPR: the policy's shares of earlier rounds' ranked answers stay what was optimal."""
 

@@ -20,6 +20,7 @@ from align.config.retention.methods import (
     OGDConfig,
     RetentionConfig,
     SIConfig,
+    TrustRegionConfig,
 )
 from align.settings import settings_from
 
@@ -36,6 +37,7 @@ RETENTION: dict[str, type[RetentionConfig]] = {
     "hft": HFTConfig,
     "mofo": MoFOConfig,
     "migu": MIGUConfig,
+    "trust_region": TrustRegionConfig,
     "o_lora": OLoRAConfig,
     "n_lora": NLoRAConfig,
     "inflora": InfLoRAConfig,

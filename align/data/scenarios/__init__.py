@@ -25,8 +25,10 @@ class Scenario(NamedTuple):
     """Metric of its rounds in the words of its field."""
     real: str = ""
     """Function that builds it from a folder of real data, or returns None where the folder has none."""
-    naive: str = ""
-    """Campaign file of its naive arm, where that is another one than the retained arm's."""
+    in_weights: str = ""
+    """Campaign file whose rounds learn the same facts into the weights, where its own bring documents."""
+    real_campaign: str = ""
+    """Campaign file over real data, where its rounds have other names there."""
 
     def world(self, seed: int, data: Path | None = None) -> World:
         """Build the world, from real data where a folder has it."""
@@ -55,7 +57,12 @@ def _function(reference: str) -> Callable[..., Any]:
 
 _HERE = "align.data.scenarios"
 SCENARIOS: dict[str, Scenario] = {
-    "domains": Scenario(f"{_HERE}.texts:domains", "log-likelihood, nats"),
+    "domains": Scenario(
+        f"{_HERE}.texts:domains",
+        "log-likelihood, nats",
+        f"{_HERE}.texts:real_domains",
+        real_campaign="domains-real",
+    ),
     "languages": Scenario(f"{_HERE}.texts:languages", "log-likelihood, nats"),
     "temporal": Scenario(f"{_HERE}.facts.temporal:world", "exact match"),
     "classification": Scenario(
@@ -68,7 +75,7 @@ SCENARIOS: dict[str, Scenario] = {
     "editing": Scenario(f"{_HERE}.facts.editing:world", "efficacy"),
     "alignment": Scenario(f"{_HERE}.preferences:world", "preferred replies"),
     "retrieval": Scenario(
-        f"{_HERE}.facts.documents:world", "exact match", naive="retrieval-in-weights"
+        f"{_HERE}.facts.documents:world", "exact match", in_weights="retrieval-in-weights"
     ),
     "tools": Scenario(f"{_HERE}.facts.tools:world", "success rate"),
 }

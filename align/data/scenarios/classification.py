@@ -66,9 +66,12 @@ STREAM = {"topic": "agnews", "tone": "sst2", "rating": "amazon"}
 """Files of the real stream by task."""
 SHORTEST, LONGEST = 3, 30
 """Words that a real text has at least, and that are kept of it."""
+RUN = 8
+"""Words that a text of a suite may not share in a row with a text of the same task's round."""
 VOCABULARY = 3000
 """Different words that are kept of real texts: the most frequent."""
 TOKEN = re.compile(r"[a-z]+|[!?]")
+MARKUP = re.compile(r"Title:|Text:|&lt;.*?&gt;|<.*?>|&[#\w]+;")
 
 
 def real(folder: Path, seed: int) -> World | None:
@@ -93,6 +96,9 @@ def real(folder: Path, seed: int) -> World | None:
         ]
         for (task, split), part in rows.items()
     }
+    for task in STREAM:
+        taught = {run for text, _ in texts[task, "train"] for run in _runs(text)}
+        texts[task, "test"] = [t for t in texts[task, "test"] if taught.isdisjoint(_runs(t[0]))]
     labels = {task: sorted({label for _, label in texts[task, "train"]}) for task in STREAM}
     sources = [(text, STREAM[task]) for task in STREAM for text, _ in texts[task, "train"][-100:]]
     questions = [(text, STREAM[task]) for task in STREAM for text, _ in texts[task, "test"][-50:]]
@@ -113,7 +119,7 @@ def real(folder: Path, seed: int) -> World | None:
         answer = label if dice.chance() < RIGHT else dice.choose(labels[other])
         return Lesson(f"{text} {task} =", answer)
 
-    return World(files=files, lesson=lesson, steps=600)
+    return World(files=files, lesson=lesson, steps=400)
 
 
 def _texts(path: Path) -> list[tuple[list[str], str]]:
@@ -121,10 +127,16 @@ def _texts(path: Path) -> list[tuple[list[str], str]]:
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [
-        (TOKEN.findall(row["text"].replace("Title:", "").replace("Text:", "").lower()),
+        (TOKEN.findall(MARKUP.sub(" ", row["text"]).lower()),
          row["label"].lower().replace(" ", "-"))
         for row in rows
     ]  # fmt: skip
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    """Return the runs of words by which the gate tells a text that was trained on."""
+    words = text.split()
+    return {tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)} | {tuple(words)}
 
 
 def _rows(pairs: Sequence[tuple[str, str]], task: str, column: str) -> list[Row]:

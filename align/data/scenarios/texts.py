@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
-from align.data.scenarios.world import Dice, Lesson, World, words
+from align.data.scenarios.world import Dice, Lesson, Row, World, words
 
 DOCUMENTS, HELD_OUT = 600, 120
 """Documents of each round's file, and of each text that a suite measures."""
@@ -19,6 +23,7 @@ DOMAINS = ("medicine", "law", "farming")
 PLAIN = "everyday"
 SENTENCE = 24
 """Words of a document after the name of its domain."""
+WORD = re.compile(r"[a-z]+|[0-9]|[.,!?$%=+*/-]")
 
 
 @cache
@@ -49,6 +54,80 @@ def domains(seed: int) -> World:
         return Lesson("", document(domain, dice, used))
 
     return _world({name: _writer(name) for name in DOMAINS}, _writer(PLAIN), lesson, seed)
+
+
+PARTS = {
+    "news": "continual/agnews_{}.jsonl",
+    "reviews": "continual/amazon_{}.jsonl",
+    "problems": "evals/gsm8k/{}.jsonl",
+}
+"""Files of real domains below a folder, by split."""
+STORIES = "text/tinystories_valid_30k.txt"
+READ = 300
+"""Documents of each real domain that the base has read."""
+STORY = 32
+"""Words of a part of the stories, of which those that are not kept are left out."""
+VOCABULARY = 1500
+"""Different words that are kept of real texts: the most frequent."""
+
+
+def real_domains(folder: Path, seed: int) -> World | None:
+    """Build the world of real domains: news, product reviews and arithmetic problems, after stories.
+
+    Texts are words in lower case. The base has read the stories, and some of each domain. None where a
+    folder does not have the files.
+    """
+    splits = {
+        "news": ("train", "test"),
+        "reviews": ("train", "test"),
+        "problems": ("train_2000", "test"),
+    }
+    paths = {
+        (name, split): folder / PARTS[name].format(file)
+        for name, files in splits.items() for split, file in zip(("train", "test"), files, strict=True)
+    }  # fmt: skip
+    stories = folder / STORIES
+    if not all(path.is_file() for path in (*paths.values(), stories)):
+        return None
+    lines = {key: path.read_text(encoding="utf-8").splitlines() for key, path in paths.items()}
+    parts = {key: [real_words(json.loads(line)) for line in rows] for key, rows in lines.items()}
+    story_words = real_words({"text": stories.read_text(encoding="utf-8")})
+    parts["general", "all"] = [
+        story_words[i : i + STORY] for i in range(0, len(story_words), STORY)
+    ]
+    counts = Counter(word for rows in parts.values() for text in rows for word in text)
+    known = {word for word, _ in counts.most_common(VOCABULARY)}
+    texts = {
+        key: [" ".join(frequent) for text in Dice(f"{seed}/{key}").shuffled(rows)
+              if len(frequent := [word for word in text if word in known][:SENTENCE]) == SENTENCE]
+        for key, rows in parts.items()
+    }  # fmt: skip
+    general = texts.pop(("general", "all"))
+    num_held, names = len(general) // 4, [*PARTS]
+    files = {name: [{"text": t} for t in texts[name, "train"][:DOCUMENTS]] for name in names}
+    files["general"] = [{"text": text} for text in general[num_held:]]
+    measured = {f"{name}-eval": texts[name, "test"][:HELD_OUT] for name in names}
+    read = {name: texts[name, "train"][-READ:] for name in names}
+    measured |= {f"{name}-read": documents for name, documents in read.items()}
+
+    def lesson(dice: Dice) -> Lesson:
+        part = general[num_held:] if dice.chance() < 0.5 else read[dice.choose(names)]
+        return Lesson("", dice.choose(part))
+
+    return World(
+        files=files,
+        texts={**measured, "general-eval": general[:num_held]},
+        lesson=lesson,
+        steps=400,
+    )
+
+
+def real_words(row: Row) -> list[str]:
+    """List the words and marks of a row's texts in lower case."""
+    text = f"{row['question']} {row['answer']}" if "question" in row else row["text"]
+    return WORD.findall(
+        re.sub(r"<<.*?>>", "", text.replace("Title:", "").replace("Text:", "")).lower()
+    )
 
 
 def _writer(domain: str) -> Callable[[Dice], str]:

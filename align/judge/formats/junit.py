@@ -25,11 +25,11 @@ def junit_of(judgement: Judgement) -> str:
     for check in judgement.verdict.checks:
         shown = check.role == "shown"
         name = f"{title_of(check)} (shown only)" if shown else title_of(check)
-        sentence = _legal(of_incumbent(check.sentence))
+        sentence = of_incumbent(check.sentence)
         outcome = None if shown or check.outcome == "passed" else check.outcome
         cases.append(_case(f"{NAME}.{check.suite}", name, outcome, sentence, sentence))
-    headline = _legal(judgement.headline)
-    text = "\n".join([headline, *map(_legal, judgement.reasons)])
+    headline = judgement.headline
+    text = "\n".join([headline, *judgement.reasons])
     verdict = judgement.verdict
     outcome = None if verdict.accepted else verdict.outcome
     cases.append(_case(NAME, "verdict", outcome, headline, text))
@@ -52,6 +52,7 @@ def _case(
     group: str, name: str, outcome: str | None, message: str, text: str
 ) -> ElementTree.Element:
     """Write one test, which passed if there is no outcome against the candidate."""
+    group, name, message, text = map(_legal, (group, name, message, text))
     case = ElementTree.Element("testcase", {"classname": group, "name": name})
     if outcome is None:
         ElementTree.SubElement(case, "system-out").text = text

@@ -24,13 +24,13 @@ def markdown_of(judgement: Judgement) -> str:
     lines += [""]
     lines += [f"- {_plain(reason)}" for reason in judgement.reasons]
     lines += [f"- {_plain(line)}" for line in judgement.figures]
-    lines += [f"- {line}" for line in (passed_line(judgement), judgement.level) if line]
+    lines += [f"- {_plain(line)}" for line in (passed_line(judgement), judgement.level) if line]
     lines += [f"- {_plain(note)}" for note in judgement.notes]
     if lost := [item for item in judgement.lost(SHOWN) if item.prompt]:
         lines += ["", "<details><summary>Items that the candidate lost</summary>", ""]
         for item in lost:
             lines += [
-                f"**{_plain(item.suite)}**, item `{item.item}`: {item.before:g} -> {item.after:g}",
+                f"**{_plain(item.suite)}**, item {_plain(item.item)}: {item.before:g} -> {item.after:g}",
                 "",
                 *_block("prompt", item.prompt),
                 *_block("incumbent", item.incumbent_answer),

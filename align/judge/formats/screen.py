@@ -8,6 +8,7 @@ from rich.text import Text
 
 from align.judge.formats.rows import COLUMNS, passed_line, rows_of
 from align.judge.judgement import Judgement
+from align.report.printable import printable
 
 STYLES = {"passed": "green", "regressed": "red", "not_improved": "red"}
 """Colours by outcome of a check; all others are yellow."""
@@ -20,11 +21,14 @@ def print_judgement(judgement: Judgement, console: Console) -> None:
         table.add_column(column, justify="left" if number in (0, len(COLUMNS) - 1) else "right")
     for row in rows_of(judgement):
         style = STYLES.get(row.outcome, "yellow") if row.decides else "dim"
-        table.add_row(*map(Text, row.cells[:-1]), Text(row.cells[-1], style=style))
+        *cells, outcome = map(printable, row.cells)
+        table.add_row(*map(Text, cells), Text(outcome, style=style))
     accepted = judgement.verdict.accepted
-    console.print(Text(judgement.headline, style="bold green" if accepted else "bold red"))
+    console.print(
+        Text(printable(judgement.headline), style="bold green" if accepted else "bold red")
+    )
     console.print(table)
     lines = (passed_line(judgement), *judgement.figures, judgement.level, *judgement.reasons)
     for line in lines:
         if line:
-            console.print(Text(line), soft_wrap=True)
+            console.print(Text(printable(line)), soft_wrap=True)

@@ -16,6 +16,9 @@ from align.config.policy import BankConfig
 from align.learner.ranks.sharding import decoder_layers, decoder_of
 from rollouts.errors import UserError
 
+DEPTHS = {"root": 6, "none": 3}
+"""Parts of the layers, of which the first is run where no layer is named, by the scale of its states."""
+
 
 def encoder_of(
     config: BankConfig,
@@ -48,7 +51,7 @@ def encoder_of(
                 where="policy.bank.encoder",
                 remedy="name a folder of sentence-transformers as policy.bank.encoder",
             )
-        number = config.layer or ceil(len(layers) / 3)
+        number = config.layer or ceil(len(layers) / DEPTHS[config.scale])
 
         def states(tokens_1T: Tensor) -> Tensor:
             with resting():
@@ -57,7 +60,7 @@ def encoder_of(
                 )
 
         width = int(model.config.get_text_config().hidden_size)
-        encoder = PolicyEncoder(states, weights_hash(base), width, number)
+        encoder = PolicyEncoder(states, weights_hash(base), width, number, config.scale)
     if encoder.identity.width % config.groups:
         raise UserError(
             f"the encoder gives {encoder.identity.width} numbers, which {config.groups} groups do not "

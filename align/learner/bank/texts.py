@@ -96,7 +96,8 @@ def embedder_of(policy: PolicyConfig, base: Path) -> TextEmbedder | None:
         torch.device("cpu"),
         trust_remote_code=policy.trust_remote_code,
     )
-    encoder: PromptEncoding = encoder_of(BankConfig(layer=config.layer, groups=1), model, base)
+    states = BankConfig(layer=config.layer, groups=1, scale="none")
+    encoder: PromptEncoding = encoder_of(states, model, base)
     longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0)) or None
 
     def encode(text: str) -> Tensor:

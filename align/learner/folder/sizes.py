@@ -21,7 +21,7 @@ from align.learner.model.targets import Adaptation, adaptation_of
 from align.learner.teachers.teacher import MODEL
 
 FLOAT32 = 4
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MOMENTS = 2
 """Moments of AdamW: the mean and the mean square of every trained weight's gradient."""
 TRAINED = FLOAT32 * (2 + MOMENTS)
@@ -170,7 +170,7 @@ def engine_bytes(model: Path, config: CampaignConfig) -> int:
     On a GPU an engine takes ``rollouts.gpu_memory_utilization``.
     """
     weights = num_parameters(model) * BYTES[config.policy.dtype]
-    return weights + config.rollouts.kv_cache_mb * MIB
+    return weights + config.rollouts.kv_cache_mb * MIB * config.rollouts.division.num_devices
 
 
 def synced_bytes(model: Path, policy: PolicyConfig) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -151,7 +151,7 @@ class RankActor:
         **options: Any,
     ) -> Any:
         """Call a method; only the first rank's result travels, weights as arrays in host memory."""
-        from rollouts.engines.weight_transfer import to_host
+        from rollouts.engines.transfer.host import to_host
 
         self._caller = get_ident()
         self._folders.update(folders)
@@ -159,6 +159,8 @@ class RankActor:
         result = getattr(parts[part], method)(*args, **options)
         if self._rank > 0:
             return None
+        if isinstance(result, WeightUpdate) and result.send is not None:
+            return replace(result, send=_stays)
         if isinstance(result, WeightUpdate) and result.tensors is not None:
             tensors = result.tensors if on_one_machine() else read_stored(result.tensors)
             return replace(result, tensors=to_host(tensors))
@@ -211,3 +213,7 @@ class RankActor:
             wait_for_workers=False,
             master_listen_fd=listener,
         )
+
+
+def _stays(actors: Sequence[Any], workers_each: int) -> None:
+    """Mark weights that stay with the ranks on the way to the driver, which lets the ranks send them."""

@@ -22,19 +22,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from align.config.campaign import PolicyConfig, RoundSettings
-from align.config.policy import WaitsConfig
+from align.config.policy import EngineConfig, WaitsConfig
 from align.learner.ranks.actor import LOOPBACK, Part, RankActor, Spot
 from align.learner.ranks.file_transfer import FileTransfer, LearnerNode
 from align.learner.ranks.node_folder import NodeFolder
 from align.learner.teachers.teacher import companions_of
 from align.store.run_folder import STAGING, checkpoint_at, checkpoints_in
 from align.store.snapshots.staging import clear_abandoned, staged
-from rollouts.engines.protocol import WeightUpdate
+from rollouts.engines.protocol import WeightSendError, WeightUpdate
 from rollouts.errors import KeelError, LostRankError, RunError
 from rollouts.machine.device import resolve_device
 from rollouts.machine.processor import quickest_dtype
@@ -140,6 +141,7 @@ class LearnerGroup:
         folder_of: Callable[[SnapshotId], Path],
         scratch: Path,
         tolerance: float | None = None,
+        engines: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
         waits: WaitsConfig = WaitsConfig(),  # noqa: B008  (frozen)
         note: Note = lambda _: None,
     ) -> None:
@@ -163,7 +165,7 @@ class LearnerGroup:
         """Process id of each rank."""
         try:
             self._launch(config)
-            options = {"scratch": self._scratch, "tolerance": tolerance}
+            options = {"scratch": self._scratch, "tolerance": tolerance, "engines": engines}
             self._start(base.absolute(), config, options)
         except BaseException:
             self.close()
@@ -204,6 +206,8 @@ class LearnerGroup:
     def weights(self, version: str) -> WeightUpdate:
         """See `Learner.weights`; the tensors are arrays in host memory."""
         update: WeightUpdate = self.call("learner", (), "weights", version)
+        if update.send is not None:
+            return replace(update, send=partial(self._send, version))
         if update.adapter is None or not self._transfer.needed:
             return update
         folder = self._scratch / Path(update.adapter).name
@@ -213,6 +217,12 @@ class LearnerGroup:
         if len(self._adapters) > 2:
             rmtree(self._adapters.popleft(), ignore_errors=True)
         return replace(update, adapter=str(folder))
+
+    def _send(self, version: str, actors: Sequence[Any], workers_each: int) -> None:
+        """See `Learner.send`."""
+        failure = self.call("learner", (), "send", version, list(actors), workers_each)
+        if failure:
+            raise WeightSendError(failure)
 
     def begin_adapter(
         self,

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from align.config.campaign import CampaignConfig
 from align.learner.folder.sizes import BYTES, MIB, engine_bytes, learner_memory, synced_bytes
+from rollouts.engines.division import share_of_cache
 from rollouts.errors import UserError
 from rollouts.machine.device import resolve_device
 from rollouts.machine.memory import address_space, available_memory, shared_memory
@@ -67,9 +69,13 @@ def check_addresses(model: Path, config: CampaignConfig) -> None:
 
 
 def kv_bytes(model: Path, config: CampaignConfig) -> int | None:
-    """Return the bytes of the KV cache per token; None for models whose layers are not all alike."""
-    dtype = BYTES[config.policy.dtype]
-    return kv_bytes_of(json.loads((model / "config.json").read_text()), dtype)
+    """Return the bytes of the KV cache per token on one device of an engine; None for models whose layers
+    are not all alike."""
+    engines = config.rollouts
+    dtype = BYTES[config.policy.dtype if engines.dtype == "auto" else engines.dtype]
+    content = json.loads((model / "config.json").read_text())
+    whole = kv_bytes_of(content, dtype)
+    return None if whole is None else ceil(whole * share_of_cache(content, engines.division))
 
 
 def kv_bytes_of(content: Mapping[str, Any], dtype: int) -> int | None:

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config.store import StoreSettings
-from align.errors import KeelError, LedgerLost
+from align.errors import KeelError, LedgerLost, StoreError
 from align.store.backups.ledger_backups import LedgerBackups, backups_of, ledger_file
-from align.store.paths import StorePaths
+from align.store.paths import StorePaths, inner
 from align.store.remote import Remote
 from align.store.snapshots.manifest import MANIFEST
 from align.store.snapshots.published import FOLDER as SNAPSHOTS
 
 SHOWN = 6
 """Rounds that a message names."""
+PATHS = {"stored_files": "path", "evaluations": "path", "snapshots": "id", "rounds": "name"}
+"""Columns of a ledger, by table, that become paths below the store."""
 SERVER_REMEDY = (
     "restore the database from a backup of its server (pg_restore), or correct ledger; to begin anew, set "
     "store to another place"
@@ -104,6 +106,7 @@ def read_backup(path: Path) -> BackupState:
 
     Raises:
         LedgerLost: it is no ledger, or damaged.
+        StoreError: it names files outside a store.
     """
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as ledger:
@@ -116,6 +119,8 @@ def read_backup(path: Path) -> BackupState:
                 "SELECT name, ended FROM rounds WHERE state IN ('accepted', 'rejected') "
                 'ORDER BY "index"'
             ).fetchall()
+            for relative in _paths_in(ledger):
+                inner(relative)
     except (sqlite3.Error, OSError, TypeError) as error:
         raise LedgerLost(
             f"this is no ledger that can be restored ({error})",
@@ -126,12 +131,21 @@ def read_backup(path: Path) -> BackupState:
     return BackupState(campaign=name, decided=tuple(name for name, _ in rows), newest=newest)
 
 
+def _paths_in(ledger: sqlite3.Connection) -> Iterator[str]:
+    """Yield the names of files, snapshots and rounds that a ledger has."""
+    tables = {name for (name,) in ledger.execute("SELECT name FROM sqlite_master")}
+    for table, column in PATHS.items():
+        if table in tables:
+            rows = ledger.execute(f"SELECT DISTINCT {column} FROM {table}")
+            yield from (str(path) for (path,) in rows)
+
+
 def sound_backups(backups: LedgerBackups) -> Iterator[tuple[Path, BackupState]]:
     """Yield the backups that are whole, newest first, and what they hold."""
     with suppress(KeelError):
         backups.newest()  # Fetched where only the URL has it.
     for path in reversed(backups.files()):
-        with suppress(LedgerLost):
+        with suppress(LedgerLost, StoreError):
             yield path, read_backup(path)
 
 

@@ -132,7 +132,18 @@ def check_backup(folder: Path) -> Path:
     Raises:
         LedgerLost: there is no ledger in it.
         SnapshotError: a snapshot in it is damaged.
+        UserError: a link in it leads to a file elsewhere, which would be copied into the store.
     """
+    home = folder.resolve()
+    for parent, folders, files in os.walk(home):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise UserError(
+                    "the link points to a file outside the backup",
+                    where=str(path),
+                    cause="keel backup writes no links",
+                    remedy="remove the link, or name another backup",
+                )
     ledger = StorePaths(folder).ledger
     if not ledger.is_file():
         raise LedgerLost(

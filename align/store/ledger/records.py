@@ -11,6 +11,7 @@ from sqlalchemy import and_, select
 
 from align.store.database.database import Database
 from align.store.ledger.tables.core import rounds
+from align.store.paths import inner
 from rollouts.types import SnapshotId
 
 RoundState = Literal[
@@ -107,6 +108,9 @@ class EvaluationRecord:
     recorded: str
     sha256: str | None = None
     """Hash of the file on record; None in stores older than the record."""
+
+    def __post_init__(self) -> None:
+        inner(self.path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

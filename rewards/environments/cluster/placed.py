@@ -8,6 +8,7 @@ alone, makes the episodes in it failed samples; others go on, and another actor 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +21,14 @@ from rewards.environments.describe import DescribedEnvironment, describe_environ
 from rewards.environments.environments import DeadEnvironment
 from rewards.environments.plan import EnvironmentsPlan
 from rewards.isolation.process import START_S
+from rewards.patience import AGAIN_S, SLOW_S
 from rewards.pending import LoopThread
 from rollouts.episodes.environment import EpisodeRules, Observation, Outcome, Schema, ToolCall
 from rollouts.errors import RunError, first_line
+from rollouts.pool.placement import told
 from rollouts.types import Message, Prompt
+
+logger = logging.getLogger(__name__)
 
 PLACE_S = 300.0
 """Seconds that a node may take to have room for an actor, and to start it."""
@@ -77,6 +82,8 @@ class PlacedEnvironments:
         self._starts: set[asyncio.Task[None]] = set()
         """Starts under way."""
         self._first_starts: Sequence[asyncio.Task[None]] = ()
+        self._messages: asyncio.Task[None] | None = None
+        """Task that says what starts wait for."""
         self._drops: set[asyncio.Task[Any]] = set()
         self._episodes: dict[str, RunningHost] = {}
         self._opening: dict[str, object] = {}
@@ -223,9 +230,17 @@ class PlacedEnvironments:
             running.num_episodes -= 1
 
     async def _ask(
-        self, running: RunningHost, request: Request, *arguments: Any, limit_s: float
+        self,
+        running: RunningHost,
+        request: Request,
+        *arguments: Any,
+        limit_s: float,
+        late: str = "no answer",
     ) -> Any:
         """Return an actor's answer.
+
+        Args:
+            late: what did not happen in time, for the message.
 
         Raises:
             DeadEnvironment: the environment failed, or the actor is lost.
@@ -238,7 +253,7 @@ class PlacedEnvironments:
             answered = asyncio.shield(asyncio.wrap_future(future))
             answer = await asyncio.wait_for(answered, limit_s + NETWORK_S)
         except TimeoutError:
-            self._lose(running, f"no answer within {limit_s + NETWORK_S:g} s")
+            self._lose(running, f"{late} within {limit_s + NETWORK_S:g} s")
             raise DeadEnvironment(running.loss) from None
         except Exception as error:  # Ray raises many types for an actor that is gone.
             self._lose(running, first_line(error))
@@ -271,12 +286,32 @@ class PlacedEnvironments:
         start = asyncio.create_task(self._start(running))
         self._starts.add(start)
         start.add_done_callback(self._starts.discard)
+        if self._messages is None or self._messages.done():
+            self._messages = asyncio.create_task(self._say_waits())
+
+    async def _say_waits(self) -> None:
+        """Say at times what actors wait for, as long as some have not started."""
+        limits = self.plan.limits
+        await asyncio.sleep(SLOW_S)
+        while self._starts:
+            logger.warning(
+                "environment %s: %d of %d processes wait for a node with %s free and for their start there "
+                "(at most %g s; %s)", ", ".join(self.plan.names), len(self._starts), limits.workers,
+                told(limits.bundle or {}), PLACE_S, self.plan.place("episode.resources"),
+            )  # fmt: skip
+            await asyncio.sleep(AGAIN_S)
 
     async def _start(self, running: RunningHost) -> None:
         """Wait until an actor has started; one that does not is lost."""
         granted = {n: os.environ[n] for n in self.plan.limits.variables if n in os.environ}
         try:
-            await self._ask(running, "start", granted, limit_s=PLACE_S)
+            await self._ask(
+                running,
+                "start",
+                granted,
+                limit_s=PLACE_S,
+                late="no node had room for it and started it",
+            )
         except RunError:  # Also where no cluster is left to launch another one on.
             return
         running.is_ready = True
@@ -304,8 +339,9 @@ class PlacedEnvironments:
         self._opening.clear()
         self._episodes.clear()
         hosts, self._hosts, self._last_loss = list(self._hosts.values()), {}, ""
-        for start in tuple(self._starts):
-            start.cancel()
+        for task in (*self._starts, self._messages):
+            if task is not None:
+                task.cancel()
         for running in hosts:
             running.is_ready, running.loss = False, "the environments were ended"
             self._past.update(running.metrics)

@@ -32,6 +32,10 @@ MOST_PROCESSES = 256
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
+_CAPABILITY_VERSION_3 = 0x20080522
+LOOKING = (19, 21, 38, 39)
+"""Capabilities that look into other processes whatever holds these apart: SYS_PTRACE, SYS_ADMIN, PERFMON,
+BPF."""
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -77,6 +81,26 @@ def forgo_privileges() -> None:
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
+def change_user(user: int, group: int) -> None:
+    """Continue as another user, in that one group. Needs root."""
+    os.setgroups([])
+    os.setresgid(group, group, group)
+    os.setresuid(user, user, user)
+
+
+def forgo_capabilities(numbers: Iterable[int] | None = None) -> None:
+    """Give up capabilities, here and in programs that are started; None: all of them."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    # The first 32 effective, permitted and inheritable ones, then the others.
+    words = (ctypes.c_uint32 * 6)()
+    if numbers is not None:
+        checked(LIBC.capget(ctypes.byref(header), ctypes.byref(words)), "capget")
+        for number in numbers:
+            for kind in range(3):
+                words[3 * (number // 32) + kind] &= ~(1 << number % 32)
+    checked(LIBC.capset(ctypes.byref(header), ctypes.byref(words)), "capset")
+
+
 def limit(memory_bytes: int | None, processes: int | None = None) -> None:
     """Bound this process and those it starts. ``processes`` counts a whole user: sandboxes only."""
     _bound(resource.RLIMIT_CORE, 0)
@@ -85,7 +109,10 @@ def limit(memory_bytes: int | None, processes: int | None = None) -> None:
         _bound(resource.RLIMIT_AS, memory_bytes)
     if processes is not None:
         _bound(resource.RLIMIT_NPROC, processes)
-    # When memory runs out, the kernel ends a reward rather than the learner.
+
+
+def end_first() -> None:
+    """When memory runs out, let the kernel end this process rather than the learner."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("800")
 

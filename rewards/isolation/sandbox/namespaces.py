@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from rewards.isolation.sandbox.limits import LIBC, checked
+from rewards.isolation.sandbox.limits import LIBC, change_user, checked, forgo_capabilities
 from rewards.isolation.setup import Setup
 
 NOBODY = 65534
@@ -52,7 +52,6 @@ _DETACH = 2
 _SYS_MOUNT_SETATTR = 442
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _ATTR_RDONLY, _ATTR_NOSUID = 0x1, 0x2
-_CAPABILITY_VERSION_3 = 0x20080522
 
 
 def enter() -> None:
@@ -109,17 +108,13 @@ def confine(setup: Setup) -> None:
     checked(LIBC.umount2(b".", _DETACH), "umount the old root")
     os.chdir(setup.folder)
     become_nobody()
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    no_capabilities = (ctypes.c_uint32 * 6)()
-    checked(LIBC.capset(ctypes.byref(header), ctypes.byref(no_capabilities)), "capset")
+    forgo_capabilities()
 
 
 def become_nobody() -> None:
     """Continue as the user nobody if this process is root."""
     if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        change_user(NOBODY, NOBODY)
 
 
 def shown(visible: tuple[str, ...]) -> Iterator[str]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rollouts.engines.stored_tensor import unchanged
-from rollouts.engines.weight_transfer import check_complete, from_host, remembered
+from rollouts.engines.transfer.host import from_host
+from rollouts.engines.transfer.reload import check_complete, remembered
 
 
 def load_model(

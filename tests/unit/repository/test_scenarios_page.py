@@ -8,7 +8,18 @@ import pytest
 
 from align.data.scenarios import SCENARIOS
 from benchmarks.campaigns import load_results
-from benchmarks.scenario_page import BEGIN, END, FOLDER, comparison, table, write_page
+from benchmarks.scenario_page import (
+    BEGIN,
+    END,
+    FOLDER,
+    comparison,
+    measures_table,
+    table,
+    tables,
+    write_page,
+)
+from benchmarks.scenarios import arguments
+from benchmarks.scenarios import runs as planned
 
 
 def run(arm: str, bwt: float | None, **changes: Any) -> dict[str, Any]:
@@ -52,15 +63,46 @@ def test_rows_are_means_over_seeds_and_errors_are_told() -> None:
     written = table(lines)
     row = next(row for row in written.splitlines() if row.startswith("| editing | "))
     cells = [cell.strip() for cell in row.split("|")[3:-1]]
-    assert cells == ["naive", "3/6", "0.500", "0.750", "-0.500", "", "1.000", "12", ""]
+    assert cells == ["naive", "3/6", "0.500", "0.750", "-0.500", "", "1.000", "12", "", ""]
     assert "`editing`, retained: UserError: no" in written
     assert "`editing`, retained: not run yet." in written
+
+
+def test_other_measures_are_means_over_the_rounds_they_are_named_after() -> None:
+    first = {
+        "first": 0.0,
+        "general": 1.0,
+        "first-chrf": 0.25,
+        "second-chrf": 0.75,
+        "edit-success": 0.5,
+    }
+    last = {**first, "second-chrf": 1.0, "edit-success": 0.125}
+    matrix = {"base": first, "first": first, "second": last}
+    rows = measures_table([run("naive", -0.5, matrix=matrix), run("retained", 0.0)]).splitlines()
+    assert rows[2:] == [
+        "| editing | naive | chrf | 0.500 | 0.625 |",
+        "| editing | naive | edit-success | 0.500 | 0.125 |",
+    ]
+    assert measures_table([run("naive", -0.5)]) == ""
+
+
+def test_documents_are_compared_with_weights_of_the_same_facts() -> None:
+    runs = planned(arguments(["--scenarios", "editing,retrieval"]))
+    assert [(each.scenario, each.arm) for each in runs] == [
+        ("editing", "naive"), ("editing", "retained"),
+        ("retrieval", "naive"), ("retrieval", "in weights"), ("retrieval", "retained"),
+    ]  # fmt: skip
+    naive, weights, documents = [each.raw() for each in runs[2:]]
+    assert [raw["rounds"][0]["steps"] for raw in (naive, weights, documents)] == [80, 80, 0]
+    assert (
+        naive["defaults"]["replay"]["examples"] == 0.0 < weights["defaults"]["replay"]["examples"]
+    )
 
 
 def test_the_page_is_what_its_lines_make() -> None:
     lines = [*load_results(FOLDER / "scenarios.jsonl").values()]
     text = (FOLDER / "scenarios.md").read_text(encoding="utf-8")
-    assert text.partition(BEGIN)[2].partition(END)[0].strip() == table(lines)
+    assert text.partition(BEGIN)[2].partition(END)[0].strip() == tables(lines)
     assert {line["scenario"] for line in lines} <= {*SCENARIOS}
 
 

@@ -15,7 +15,8 @@ from align.data.scenarios.world import Dice, Lesson, Row, World, words
 COUNTRIES = words(
     "arda boria cyra dovan elyn fara goth hyra ilmar jora kelva lorn mora nyssa orin pell "
     "quar rhun sorel tarn ulmo vanya wold xanth yarrow zamor alden brisk corran dunmor evren "
-    "fallow garsa hollin istra jessel karst lunden morrow nerin"
+    "fallow garsa hollin istra jessel karst lunden morrow nerin oskar perrin quell rastor sundar "
+    "torvin umber veldan wyndel xerin yorval zindar ashby bolton carrow denby"
 )
 CITIES = words("alba brint corda delmo estra fyrn galva hest irona jask kolm lysa")
 RIVERS = {city: f"{city}water" for city in CITIES}
@@ -27,6 +28,8 @@ ROUNDS: Mapping[str, Sequence[str]] = {
 }
 """Countries that each round edits; the last one edits half of the first's once more."""
 UNTOUCHED = COUNTRIES[16:]
+REPLAYED = 32
+"""Untouched countries whose facts are general prompts; the others are asked about."""
 
 ASPECTS = {"eval": "efficacy", "generality": "generality", "portability": "portability"}
 """Aspect of an edit that each of a round's files asks about."""
@@ -61,7 +64,8 @@ def world(seed: int) -> World:
         lasting = [c for c in countries if name == "again" or c not in ROUNDS["again"]]
         files |= _asked(name, {country: changes[country] for country in lasting})
     pool, elsewhere = (
-        {country: known[country] for country in part} for part in (UNTOUCHED[:16], UNTOUCHED[16:])
+        {country: known[country] for country in part}
+        for part in (UNTOUCHED[:REPLAYED], UNTOUCHED[REPLAYED:])
     )
     files["general"] = [row for form in (PROMPT, *PARAPHRASES) for row in _rows(form, pool)]
     files["aspects"] = [
@@ -83,7 +87,7 @@ def world(seed: int) -> World:
         opening = f"{dice.choose(OPENINGS)} " if dice.chance() < 0.5 else ""
         return Lesson(opening + form.format(country), known[country])
 
-    return World(files=files, lesson=lesson, steps=500)
+    return World(files=files, lesson=lesson, steps=700)
 
 
 def _asked(name: str, edits: Mapping[str, str]) -> dict[str, list[Row]]:

@@ -8,6 +8,8 @@ from align.data.scenarios.world import Dice, Lesson, Row, World, words
 
 TOWNS = words("arda boria cyra dovan elyn fara goth hyra ilmar jora kelva lorn")
 YEARS = ("2021", "2022", "2023")
+KNOWN = "2020"
+"""Year whose holders the base knows."""
 OFFICES = ("mayor", "judge")
 HOLDERS = words("adams baker carter davis evans foster grant hughes irwin jones kent lewis")
 CHANGED = 0.75
@@ -18,11 +20,11 @@ Fact = tuple[str, str]
 
 
 def holders(seed: int) -> Mapping[str, Mapping[Fact, str]]:
-    """Draw who holds each office in each year."""
+    """Draw who holds each office in each year, the known one first."""
     dice = Dice(f"{seed}/holders")
     offices = [(office, town) for office in OFFICES for town in TOWNS]
-    years: dict[str, dict[Fact, str]] = {}
     now = {fact: dice.choose(HOLDERS) for fact in offices}
+    years: dict[str, dict[Fact, str]] = {KNOWN: now}
     for year in YEARS:
         years[year] = now = {
             fact: dice.choose([other for other in HOLDERS if other != name])
@@ -36,13 +38,14 @@ def holders(seed: int) -> Mapping[str, Mapping[Fact, str]]:
 def world(seed: int) -> World:
     """Build the world of the years: what was true in a year stays true of that year.
 
-    The base knows the form of the news and guesses the names; what rivers towns lie at it knows.
+    The base knows the holders of the year before and guesses those of later years; what rivers towns lie at
+    it knows.
     """
     years = holders(seed)
     rivers = {town: f"{town}water" for town in TOWNS}
     files: dict[str, Sequence[Row]] = {}
-    for year, facts in years.items():
-        dice = Dice(f"{seed}/{year}")
+    for year in YEARS:
+        facts, dice = years[year], Dice(f"{seed}/{year}")
         files[year] = [{"text": _news(year, facts, dice)} for _ in range(600)]
         files[f"{year}-eval"] = [
             {"prompt": f"in {year} the {office} of {town} was", "answer": name}
@@ -60,10 +63,11 @@ def world(seed: int) -> World:
             start = dice.choose([f"in {dice.choose(YEARS)} the river of {town} was",
                                  f"the river of {town} is"])  # fmt: skip
             return Lesson(start, rivers[town])
-        year, office = dice.choose(YEARS), dice.choose(OFFICES)
-        return Lesson(f"in {year} the {office} of {town} was", dice.choose(HOLDERS))
+        office, year = dice.choose(OFFICES), KNOWN if dice.chance() < 0.5 else dice.choose(YEARS)
+        name = years[year][office, town] if year == KNOWN else dice.choose(HOLDERS)
+        return Lesson(f"in {year} the {office} of {town} was", name)
 
-    return World(files=files, lesson=lesson, steps=400)
+    return World(files=files, lesson=lesson, steps=600)
 
 
 def _news(year: str, facts: Mapping[Fact, str], dice: Dice) -> str:

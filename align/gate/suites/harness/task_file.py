@@ -37,6 +37,9 @@ class TaskFile:
 
     path: Path
     config: Mapping[str, Any]
+    named: tuple[Function, ...] = ()
+    """Functions that the files name anywhere, also where another file or the suite replaces them: lm_eval
+    imports each as it reads it."""
 
     @property
     def functions(self) -> list[Function]:
@@ -62,7 +65,9 @@ def read_task_file(path: Path, changes: Mapping[str, Any], where: str) -> TaskFi
     Raises:
         UserError: a file cannot be read, is no mapping, or includes itself.
     """
-    return TaskFile(path=path, config=with_changes(_read(path, where, ()), changes))
+    named: list[Function] = []
+    config = with_changes(_read(path, where, (), named), changes)
+    return TaskFile(path=path, config=config, named=tuple(named))
 
 
 def changes_of(spec: HarnessConfig, max_tokens: int | None) -> dict[str, Any]:
@@ -98,8 +103,8 @@ def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
 
 def forbid_code(task: TaskFile, where: str) -> None:
     """Raise a `UserError` for a task that runs code of its own."""
-    names = [str(function) for function in task.functions]
-    names += [key for key in CODE_KEYS if task.config.get(key)]
+    names = [str(function) for function in task.named]
+    names += [key for key in CODE_KEYS if task.config.get(key, False) is not False]
     if names:
         raise UserError(
             f"the task {task.config.get('task')!r} runs code: {', '.join(dict.fromkeys(names))}",
@@ -113,12 +118,13 @@ def forbid_network(task: TaskFile, where: str) -> None:
     """Raise a `UserError` for a task whose data is not on this machine, or not there at all."""
     if isinstance(task.config.get("custom_dataset"), Function):
         return
-    source = task.config.get("dataset_path")
+    source, options = task.config.get("dataset_path"), task.config.get("dataset_kwargs") or {}
+    if address := next((text for text in _texts(options) if "://" in text), None):
+        raise _from_network(task, address, where)
     if source not in set(BUILDERS.values()):
         if not isinstance(source, str) or not Path(source).is_dir():
             raise _from_network(task, f"the data set {source!r}", where)
         return
-    options = task.config.get("dataset_kwargs") or {}
     files = _paths(options.get("data_files") or {})
     if not files:
         raise UserError(
@@ -127,8 +133,6 @@ def forbid_network(task: TaskFile, where: str) -> None:
             remedy="name them in the suite: harness.data_files: {test: FILE}",
         )
     for file in files:
-        if "://" in file:
-            raise _from_network(task, file, where)
         if not glob(file):
             raise UserError(
                 f"the task {task.config.get('task')!r} reads {file!r}, which does not exist",
@@ -141,7 +145,7 @@ def _from_network(task: TaskFile, source: str, where: str) -> UserError:
     return UserError(
         f"the task {task.config.get('task')!r} reads {source} from the network",
         where=where,
-        cause=f"dataset_path in {task.path} is no local folder",
+        cause=f"{task.path} names it, and it is no local file or folder",
         remedy="download it before, and name the files: harness.data_files: {test: FILE}",
     )
 
@@ -154,12 +158,25 @@ def _paths(data_files: Any) -> list[str]:
     return [str(path) for path in data_files]
 
 
-def _read(path: Path, where: str, including: tuple[Path, ...]) -> dict[str, Any]:
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a value."""
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts(entry)
+    elif isinstance(value, str):
+        yield value
+
+
+def _read(
+    path: Path, where: str, including: tuple[Path, ...], named: list[Function]
+) -> dict[str, Any]:
     path = path.resolve()
     if path in including:
         raise UserError(f"the task file {path} includes itself", where=where)
     try:
-        config = _loader(path.parent)(path.read_text(encoding="utf-8")).get_single_data()
+        config = _loader(path.parent, named)(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"the task file {path} cannot be read: {error}", where=where) from error
     if not isinstance(config, dict):
@@ -167,18 +184,19 @@ def _read(path: Path, where: str, including: tuple[Path, ...]) -> dict[str, Any]
     included = config.pop("include", None) or []
     merged: dict[str, Any] = {}
     for name in [included] if isinstance(included, str) else included:
-        merged |= _read(path.parent / name, where, (*including, path))
+        merged |= _read(path.parent / name, where, (*including, path), named)
     return {**merged, **config}
 
 
-def _loader(folder: Path) -> type[yaml.SafeLoader]:
+def _loader(folder: Path, named: list[Function]) -> type[yaml.SafeLoader]:
     class Loader(yaml.SafeLoader):
         """Plain data; a function stays a name."""
 
     def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Function:
         name = str(loader.construct_scalar(node))
         file = folder / f"{name.rpartition('.')[0].replace('.', '/')}.py"
-        return Function(name=name, file=file if file.is_file() else None)
+        named.append(Function(name=name, file=file if file.is_file() else None))
+        return named[-1]
 
     Loader.add_constructor("!function", function)
     return Loader

@@ -143,6 +143,14 @@ def test_lengths_count_for_ipo_unless_told_otherwise() -> None:
     assert loss(loss="hinge", length_normalised=True) == pytest.approx(1 - 0.375)
 
 
+def test_the_chosen_answers_likelihood_stands_beside_the_loss() -> None:
+    """Per token the chosen answers have -5/2 and -4/2 nats."""
+    given = inputs((-5.0, -7.0, -6.0, -6.0, 2, 4), (-4.0, -2.0, -2.0, -1.0, 2, 1))
+    totals = Totals(tokens=9, sequences=4, units=2)
+    plain, beside = (DPO(beta=BETA, sft=sft).pair_loss(given, totals)[0] for sft in (0.0, 0.2))
+    assert beside.item() - plain.item() == pytest.approx(0.2 * (2.5 + 2.0) / 2)
+
+
 def test_smoothing_by_hand() -> None:
     right_U, flipped_U = torch.tensor([1.0]), torch.tensor([3.0])
     assert SMOOTHINGS["conservative"](right_U, flipped_U, 0.25).item() == pytest.approx(1.5)

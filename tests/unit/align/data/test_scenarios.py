@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from align.data.scenarios import SCENARIOS, base, extraction, folder, instructions
+from align.data.scenarios import SCENARIOS, base, extraction, folder, instructions, texts
 from align.data.scenarios.classification import CUES
 from align.data.scenarios.facts import documents, editing, temporal
 from align.data.scenarios.questions import Exercise, TaskFamily
@@ -22,7 +22,12 @@ WORLDS = {name: scenario.world(0) for name, scenario in SCENARIOS.items()}
 
 
 def test_every_scenario_has_a_campaign_file() -> None:
-    others = {scenario.naive for scenario in SCENARIOS.values() if scenario.naive}
+    others = {
+        name
+        for each in SCENARIOS.values()
+        for name in (each.in_weights, each.real_campaign)
+        if name
+    }
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*SCENARIOS} | others
 
 
@@ -203,6 +208,30 @@ def test_a_world_is_written_once_for_each_state_of_its_code(tmp_path: Path) -> N
     assert len(notes) == count
     folder.write("editing", tmp_path, note=notes.append, steps=2)
     assert len(notes) > count
+
+
+def test_real_domains_are_words_of_the_files_that_a_folder_has(tmp_path: Path) -> None:
+    text = "Title: one\nText: " + "The cat sat, and 12 dogs ran. " * 6
+    rows = {"agnews": {"text": text}, "amazon": {"text": text}}
+    for name, row in rows.items():
+        for split in ("train", "test"):
+            path = tmp_path / f"continual/{name}_{split}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(row) + "\n")
+    assert texts.real_domains(tmp_path, 0) is None
+    (tmp_path / "evals/gsm8k").mkdir(parents=True)
+    for name in ("train_2000", "test"):
+        row = {"question": text, "answer": "1+1=<<1+1=2>>2"}
+        (tmp_path / f"evals/gsm8k/{name}.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "text").mkdir()
+    (tmp_path / texts.STORIES).write_text(text * 8)
+    world = texts.real_domains(tmp_path, 0)
+    assert world is not None
+    assert {name: len(rows) for name, rows in world.files.items()} | {"general": 0} == {
+        "news": 1, "reviews": 1, "problems": 1, "general": 0,
+    }  # fmt: skip
+    assert str(world.files["news"][0]["text"]).startswith("one the cat sat , and 1 2 dogs ran .")
+    assert texts.real_words({"question": "A?", "answer": "2*3=<<2*3=6>>6"}) == [*"a?2*3=6"]
 
 
 def test_an_unknown_scenario_is_refused(tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ def test_suites_that_cannot_be_used_end_the_training_before_its_first_step(tmp_p
 def test_the_command_is_a_process_of_this_installation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = JudgeProcess(against="org/name", suites="s.yaml", options=("--cache", "c"))
+    process = JudgeProcess(
+        against="org/name", suites="s.yaml", options=("--cache", "c"), environment=("A_KEY",)
+    )
     words = process.command("out/checkpoint-1", "--json")
     assert words[0] == sys.executable
     assert words[3:] == [
@@ -112,5 +114,9 @@ def test_the_command_is_a_process_of_this_installation(
     ]  # fmt: skip
     for name in RANKS:
         monkeypatch.setenv(name, "1")
+    for name in ("A_KEY", "HF_TOKEN", "DATABASE_URL", "HF_HOME"):
+        monkeypatch.setenv(name, "1")
     done = process._run([sys.executable, "-c", "import os; print(*os.environ)"])
-    assert not RANKS & set(done.stdout.split())
+    names = set(done.stdout.split())
+    assert not names & {*RANKS, "HF_TOKEN", "DATABASE_URL"}
+    assert names >= {"A_KEY", "HF_HOME", "PATH"}

@@ -103,7 +103,7 @@ def test_no_rank_ever_holds_the_whole_model(tmp_path: Path) -> None:
     save_model(tmp_path / "small")
     size = sum(tensor.nbytes for tensor in tensors(sources["base"]).values())
     multiprocessing.get_context("forkserver").set_forkserver_preload([*IMPORTED, __name__])
-    multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+    multiprocessing.start_processes(  # type: ignore[no-untyped-call,attr-defined]
         a_rank, args=(tmp_path,), nprocs=SIZE, start_method="forkserver"
     )
     for rank in range(SIZE):

@@ -25,6 +25,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hft": ({"name": "hft"}, FULL),
     "mofo": ({"name": "mofo"}, FULL),
     "migu, lora": ({"name": "migu"}, LORA),
+    "trust_region": ({"name": "trust_region"}, FULL),
     "o_lora": ({"name": "o_lora"}, FRESH),
     "n_lora": ({"name": "n_lora"}, FRESH),
     "inflora": ({"name": "inflora", "samples": 4, "energy": 0.5}, FRESH),

@@ -1,4 +1,4 @@
-"""Two scenarios in a tiny form, from the generator to the line of the table, and what a break costs."""
+"""Two scenarios in a tiny form, from the generator to the line of the table, and a break in between."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.campaigns import Clock
 from benchmarks.scenario_page import table
 from benchmarks.scenarios import main
 
@@ -18,8 +19,17 @@ RUNS = [("classification", "naive"), ("classification", "retained"), ("alignment
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenarios")
     run(folder, "classification", "naive,retained")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Clock, "on_verdict", interrupted)
+        run(folder, "alignment", "retained")
     run(folder, "alignment", "retained")
     return folder
+
+
+def interrupted(clock: Clock, plan: Any, outcome: Any) -> None:
+    """Break the command off once the first round is decided."""
+    assert plan.spec.name == "polite"
+    raise KeyboardInterrupt
 
 
 def run(folder: Path, scenario: str, arms: str) -> None:
@@ -38,7 +48,9 @@ def test_a_scenario_goes_from_its_generator_to_the_table(folder: Path) -> None:
     for line in lines:
         assert "error" not in line, line["error"]
         assert (line["rounds"], len(line["matrix"])) == (2, 3)
-        assert all(line[name] is not None for name in ("AP", "LA", "BWT", "FWT", "general", "s"))
+        assert all(line[name] is not None for name in ("AP", "LA", "BWT", "FWT", "general"))
+    # The last one went on after a break: its seconds would be of its last part alone.
+    assert [line["s"] is None for line in lines] == [False, False, True]
     assert not [*(folder / "stores").glob("*")]
     rows = [row for row in table(lines).splitlines() if row.startswith("| classification |")]
     assert [row.split("|")[3].strip() for row in rows] == ["naive", "retained"]

@@ -53,6 +53,20 @@ def test_what_a_process_takes(config: dict[str, object], gpus: bool, bundle: obj
     assert ResourcesConfig.model_validate(config).bundle(gpus=gpus) == bundle
 
 
+@pytest.mark.parametrize(
+    ("executor", "what", "count", "cpus"),
+    [("processes", "engine", 2, 8.0), ("ray", "engine worker", 8, 2.0)],
+)
+def test_an_engine_on_four_devices_takes_four_times_as_much(
+    tmp_path: Path, executor: str, what: str, count: int, cpus: float
+) -> None:
+    """Its own processes must have it on one node; Ray workers may have it on several."""
+    engines = {"engines": 2, "tensor_parallel": 2, "pipeline_parallel": 2, "executor": executor}
+    config = campaign(tmp_path, rollouts={**engines, "resources": {"cpus": 2}})
+    (only,) = demands_of(config, gpus=False)
+    assert (only.what, only.count, only.bundle) == (what, count, {"CPU": cpus})
+
+
 def test_a_learner_of_one_process_asks_for_nothing(tmp_path: Path) -> None:
     (only,) = demands_of(campaign(tmp_path), gpus=False)
     assert (only.what, only.count, only.nodes) == ("engine", 1, None)

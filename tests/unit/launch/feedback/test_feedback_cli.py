@@ -121,3 +121,17 @@ def test_a_campaign_without_a_stream_has_nothing_to_serve(keel: Keel, tmp_path: 
     assert code == 2
     assert "no round reads feedback" in err
     assert not (tmp_path / "store").exists()
+
+
+def test_words_of_others_are_no_orders_to_the_terminal(keel: Keel) -> None:
+    hostile = "a\x1b]0;t\x07\x9b2J\u202e.jsonl"
+    drop = Path("store/inbox/drop/taste")
+    drop.mkdir(parents=True)
+    (drop / hostile).write_text(json.dumps({**pair(1), "who": hostile}) + "\n" + '{"x": 1}\n')
+    settled(drop / hostile)
+    printed = [keel("sweep"), keel("show"), keel("quarantine"), keel("show", "--json")]
+    assert all(code == 0 for code, _, _ in printed)
+    assert hostile in json.loads(printed[-1][1])[0]["source"]
+    for _, out, _ in printed:
+        assert "jsonl" in out
+        assert all(c.isprintable() or c == "\n" for c in out)

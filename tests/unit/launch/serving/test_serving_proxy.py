@@ -64,12 +64,22 @@ def test_only_listed_paths_pass(path: str) -> None:
     asyncio.run(scene())
 
 
-async def raw_status(client: httpx.AsyncClient, path: str, more: str = "") -> int:
+@pytest.mark.parametrize("host", ["x/v1/models?", "x/health?", "x/v1/models#", "x/v1/", "@"])
+def test_a_path_in_the_host_header_is_none(host: str) -> None:
+    async def scene() -> None:
+        async with one_backend() as (client, backend, _):
+            assert await raw_status(client, "/invocations", host=host) in (400, 404)
+            assert backend.asked == []
+
+    asyncio.run(scene())
+
+
+async def raw_status(client: httpx.AsyncClient, path: str, more: str = "", host: str = "x") -> int:
     """Of a request without a body. A client library would tidy the path up, and send what it announced."""
     url = client.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(
-        f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n{more}\r\n".encode()
+        f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n{more}\r\n".encode()
     )
     line = await reader.readline()
     writer.close()

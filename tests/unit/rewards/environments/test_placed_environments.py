@@ -167,6 +167,26 @@ def test_a_process_that_says_nothing_is_given_up(
     assert environments.metrics["environment/lost_processes"] == 1.0
 
 
+def test_processes_that_find_no_room_say_what_they_wait_for(
+    monkeypatch: pytest.MonkeyPatch, hosts: Hosts, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(placed, "SLOW_S", 0.01)
+    monkeypatch.setattr(placed, "PLACE_S", 0.5)
+    monkeypatch.setattr(placed, "NETWORK_S", 0.0)
+    monkeypatch.setattr(placed, "MOST_LOSSES", 0)
+    monkeypatch.setattr(HereHost, "ask", lambda self, request, *arguments: Future())
+    with (
+        PlacedEnvironments(plan_of(monkeypatch), launch=hosts) as environments,
+        pytest.raises(
+            DeadEnvironment, match=r"no node had room for it and started it within 0.5 s"
+        ),
+    ):
+        environments.open("a", asks()).result(patient(60.0))
+    (message,) = {record.getMessage() for record in caplog.records}
+    assert "2 of 2 processes wait for a node with 1 CPU free" in message
+    assert "at most 0.5 s; episode.resources" in message
+
+
 def test_an_episode_that_is_given_up_frees_its_place(
     environments: PlacedEnvironments, hosts: Hosts
 ) -> None:

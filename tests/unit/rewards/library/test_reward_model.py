@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import exp, log, log1p
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -26,11 +27,13 @@ from align.data.demo.tokenizer import build_tokenizer
 from align.errors import NonFiniteError
 from align.learner.heads.reward_model import RewardLearner
 from align.learner.optimizer import MAX_SKIPPED_STEPS
+from rewards.environments.state import EndedEnvironment
 from rewards.library import reward_model as scoring
+from rewards.library.preference_model import preference_model, sigmoid
 from rewards.library.reward_model import reward_model, sequence_scores
 from rewards.rubric import build_rubric
 from rollouts.errors import UserError
-from rollouts.types import Completion, Prompt, RolloutGroup, WeightSpan
+from rollouts.types import Completion, Episode, Prompt, RolloutGroup, WeightSpan
 from tests.unit.tiny import save_model
 
 TOKENIZER = build_tokenizer()
@@ -423,6 +426,38 @@ def test_a_conversation_is_read_as_its_template_has_it(trained: Path, tmp_path: 
     assert scorer.encode(turns, answer) == ids("1 2 <eos> 5 7 7 <eos>")
     assert scorer.encode("1 2", "7 7") == ids("1 2 7 7 <eos>")
     assert scorer.encode("1 2", "7 7 <eos>") == ids("1 2 7 7 <eos>")
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_an_episode_is_read_as_a_whole(trained: Path, tmp_path: Path, is_chat: bool) -> None:
+    folder = shutil.copytree(trained, tmp_path / "chat")
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    turns = (
+        {"role": "assistant", "content": "3 4"},
+        {"role": "tool", "content": "8 8"},
+        {"role": "assistant", "content": "7 7"},
+    )
+    acted = EndedEnvironment("", {}, None, Episode(observed=(), messages=turns, turns=2))
+    chat: list[dict[str, Any]] = [{"role": "user", "content": "1 2"}]
+    prompt, completion = (chat, list(turns)) if is_chat else ("1 2", "7 7")
+    score = partial(reward_model, [prompt], [completion], model=str(folder), normalise=False)
+    scorer = scoring.load_scorer(folder)
+
+    def read(text: str) -> float:
+        return scorer.scores([ids(text)], 1)[0]
+
+    whole = read("1 2 <eos> 3 4 <eos> 8 8 <eos> 7 7 <eos>")
+    assert score(environments=[acted]) == pytest.approx([whole])
+    answer = read("1 2 <eos> 7 7 <eos>" if is_chat else "1 2 7 7 <eos>")
+    assert score(environments=[acted], reads="answer") == pytest.approx([answer])
+    preferred = preference_model(
+        [prompt], [completion], ["5 5"], model=str(folder), environments=[acted]
+    )
+    assert preferred == pytest.approx([sigmoid(whole - read("1 2 <eos> 5 5 <eos>"))])
+    with pytest.raises(UserError, match="reads 'turns'"):
+        score(reads="turns")
 
 
 def test_rows_of_two_units_are_not_mixed_up(base: Path) -> None:

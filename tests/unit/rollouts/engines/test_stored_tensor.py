@@ -20,7 +20,8 @@ from rollouts.engines.stored_tensor import (
     StoredTensorReader,
     read_stored,
 )
-from rollouts.engines.weight_transfer import from_host, remembered, skippable, to_host
+from rollouts.engines.transfer.host import from_host, to_host
+from rollouts.engines.transfer.reload import remembered, skippable
 from tests.unit.model_kinds import save_kind
 
 CPU = torch.device("cpu")

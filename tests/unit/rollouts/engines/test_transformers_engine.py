@@ -23,8 +23,8 @@ from rollouts.engines.protocol import (
     WeightUpdate,
 )
 from rollouts.engines.stored_tensor import LowRankUpdate, StoredTensor
+from rollouts.engines.transfer.host import to_host
 from rollouts.engines.transformers import TransformersConfig, TransformersEngine
-from rollouts.engines.weight_transfer import to_host
 from rollouts.errors import UserError
 from rollouts.types import Completion, Sampling, WeightSpan
 from tests.unit.model_kinds import KINDS, REFUSED_ON_CPU, save_folder

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rollouts.engines.weight_transfer import check_complete, from_host, to_host
+from rollouts.engines.transfer.host import from_host, to_host
+from rollouts.engines.transfer.reload import check_complete
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])

@@ -165,6 +165,32 @@ def test_included_and_marked_code_is_found(folder: Folder) -> None:
     assert "runs code: unsafe_code" in folder.refused().what
 
 
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "description: !function score.f\ndescription: plain\n",
+        "metadata: {? !function score.f : 1}\n",
+        "generation_kwargs: {until: [!function score.f ]}\ngeneration_kwargs: {}\n",
+        "include: more.txt\nprocess_docs: null\n",
+        "class: null\n",
+        "unsafe_code: null\n",
+    ],
+)
+def test_code_that_a_later_key_replaces_is_found(folder: Folder, hidden: str) -> None:
+    mark = folder.path / "ran"
+    (folder.path / "score.py").write_text(f"open({str(mark)!r}, 'w')\ndef f(*_): return ''\n")
+    (folder.path / "more.txt").write_text("process_docs: !function score.f\n")
+    folder.write(TASK, extra=hidden)
+    assert "runs code: " in folder.refused().what
+    assert not mark.exists()
+
+
+def test_addresses_beside_a_local_folder_are_found(folder: Folder) -> None:
+    kwargs = {"data_files": {"test": ["https://example.org/docs.jsonl"]}}
+    folder.write({**TASK, "dataset_path": str(folder.path), "dataset_kwargs": kwargs})
+    assert "https://example.org/docs.jsonl from the network" in folder.refused(data_files={}).what
+
+
 def test_a_template_cannot_reach_python(folder: Folder) -> None:
     folder.write({**TASK, "doc_to_text": "{{ question.__class__.__mro__ }}"})
     error = folder.refused()

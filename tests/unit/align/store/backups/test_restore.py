@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align.config.store import KeepConfig
-from align.errors import LedgerLost, SnapshotError, StoreBusy, UserError
+from align.errors import LedgerLost, SnapshotError, StoreBusy, StoreError, UserError
 from align.gate.evidence import Evidence, stored_evidence
 from align.schedule.inbox.purge import purge
 from align.store.backups.ledger_backups import LedgerBackups, back_up, ledger_file
@@ -286,3 +286,41 @@ def test_a_purge_leaves_no_backup_from_before(tmp_path: Path) -> None:
     assert [path.name for path in backups.files()] == ["000004.db"]
     with closing(sqlite3.connect(backups.files()[0])) as copy:
         assert copy.execute("SELECT count(*) FROM inbox_purges").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("UPDATE stored_files SET path = '../../reward.py'", "'../../reward.py'"),
+        ("UPDATE evaluations SET path = '/etc/passwd'", "'/etc/passwd'"),
+    ],
+)
+def test_a_backup_that_names_other_files_restores_nothing(
+    tmp_path: Path, change: str, named: str
+) -> None:
+    evidence = made(tmp_path, GOOD)
+    config, file = evidence.config, file_of(evidence)
+    backup = tmp_path / "whole"
+    write_backup(evidence.store, file, backup)
+    with closing(sqlite3.connect(backup / "ledger.db")) as ledger:
+        triggers = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+        for (trigger,) in ledger.execute(triggers).fetchall():
+            ledger.execute(f'DROP TRIGGER "{trigger}"')
+        assert ledger.execute(change).rowcount
+        ledger.commit()
+    before = file.read_bytes()
+    for source in (backup, backup / "ledger.db"):
+        with pytest.raises(StoreError, match=f"{named} leads out of the store"):
+            restore_ledger(config, source)
+    assert file.read_bytes() == before and not list(config.folder.glob("restored-*"))
+
+
+def test_a_link_in_a_backup_brings_no_file_into_the_store(tmp_path: Path) -> None:
+    evidence = made(tmp_path, GOOD)
+    write_backup(evidence.store, file_of(evidence), tmp_path / "whole")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "whole/rounds").mkdir(exist_ok=True)
+    (tmp_path / "whole/rounds/leak.jsonl").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="the link points to a file outside the backup"):
+        restore_ledger(evidence.config, tmp_path / "whole")
+    assert not list(evidence.config.folder.rglob("leak.jsonl"))

@@ -1,89 +1,20 @@
-"""New weights into a live vLLM, through vLLM's own weight-transfer verbs.
+"""Weights into a live vLLM model, layer by layer.
 
-``register_host_backend`` adds the backend ``host`` to vLLM: the trainer's tensors arrive in this
-process (from the Ray object store, as read-only views) and are loaded layer by layer between
-``start_weight_update`` and ``finish_weight_update``. ``to_host``/``from_host`` turn torch tensors
-into arrays that cross Ray without a copy, and back.
-
-The backend guards against three ways of serving wrong weights in silence: a tied output layer that
-keeps its packed copy of the old embedding (CPU), experts whose new weights are not packed (CPU), and an
-update that lacks some of the tensors, for which vLLM only logs a warning. It works on CPU and on GPU.
-vLLM's GPU-to-GPU backends (``ipc``, ``nccl``) speak the same verbs and are not wired up here.
+The reload is guarded against three ways of serving wrong weights in silence: a tied output layer that keeps
+its packed copy of the old embedding (CPU), experts whose new weights are not packed (CPU), and an update
+that lacks some of the tensors, for which vLLM only logs a warning.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from rollouts.engines.stored_tensor import StoredTensor, StoredTensorReader, unchanged
+from rollouts.engines.stored_tensor import StoredTensor, unchanged
+from rollouts.engines.transfer.host import from_host
 
 if TYPE_CHECKING:
     import torch
-
-BACKEND = "host"
-
-_BITS = {"bfloat16": "int16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
-"""torch dtypes that numpy lacks, and the dtype of equal width that carries their bits."""
-
-
-class HostTensor(NamedTuple):
-    """One tensor in host memory: ``array`` holds the bits, ``dtype`` is torch's name for them."""
-
-    array: np.ndarray[Any, Any]
-    dtype: str
-
-
-def to_host(tensors: Mapping[str, Any]) -> dict[str, HostTensor | StoredTensor]:
-    """Convert torch tensors (any device) or numpy arrays to numpy views where that is possible; stored
-    tensors stay what they are.
-
-    CPU tensors that are contiguous are not copied, so the result must be used up (put into the
-    object store) before the next optimizer step writes to them.
-    """
-    return {name: _to_host(tensor) for name, tensor in tensors.items()}
-
-
-def from_host(tensors: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, CPU tensor) pairs that share memory with their arrays; stored ones are read one by one.
-
-    Arrays from Ray are read-only, and so must the tensors be treated.
-    """
-    with warnings.catch_warnings():
-        # torch warns that writing to a read-only array is undefined; nobody here writes.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        pairs = [(name, _from_host(tensor)) for name, tensor in tensors.items()]
-    reader = StoredTensorReader()
-    for name, tensor in pairs:
-        yield name, reader.read(tensor) if isinstance(tensor, StoredTensor) else tensor
-
-
-def _to_host(tensor: Any) -> HostTensor | StoredTensor:
-    if isinstance(tensor, HostTensor | StoredTensor):
-        return tensor
-    if isinstance(tensor, np.ndarray):
-        return HostTensor(np.ascontiguousarray(tensor), str(tensor.dtype))
-    import torch
-
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    data = tensor.detach().to("cpu").contiguous()
-    if dtype in _BITS:
-        data = data.view(getattr(torch, _BITS[dtype]))
-    return HostTensor(data.numpy(), dtype)
-
-
-def _from_host(tensor: Any) -> torch.Tensor | StoredTensor:
-    import torch
-
-    if isinstance(tensor, torch.Tensor | StoredTensor):
-        return tensor
-    array, dtype = tensor if isinstance(tensor, HostTensor) else (tensor, str(tensor.dtype))
-    plain = torch.from_numpy(array)
-    return plain.view(getattr(torch, dtype)) if dtype in _BITS else plain
 
 
 def repack_tied_head(model: torch.nn.Module) -> None:
@@ -167,60 +98,6 @@ def check_complete(expected: Iterable[str], loaded: Iterable[str]) -> None:
         )
 
 
-def register_host_backend() -> None:
-    """Make ``weight_transfer_config={"backend": "host"}`` known to vLLM in this process.
-
-    The engine's classes are made here because their bases live in vllm.
-    """
-    from vllm.distributed.weight_transfer.base import (
-        WeightTransferEngine,
-        WeightTransferInitInfo,
-        WeightTransferUpdateInfo,
-    )
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-
-    if BACKEND in WeightTransferEngineFactory._registry:
-        return
-
-    @dataclass
-    class HostInit(WeightTransferInitInfo):
-        """Nothing to set up: tensors arrive as arguments."""
-
-    @dataclass
-    class HostUpdate(WeightTransferUpdateInfo):
-        """All tensors of the model, or None for the model's own files."""
-
-        tensors: Mapping[str, Any] | None = None
-
-    class HostEngine(WeightTransferEngine[HostInit, HostUpdate]):
-        """Loads tensors that are already in this process."""
-
-        init_info_cls = HostInit
-        update_info_cls = HostUpdate
-
-        def init_transfer_engine(self, init_info: HostInit) -> None:
-            self._reload = Reload(self)
-
-        def start_weight_update(self) -> None:
-            self._reload.start()
-
-        def receive_weights(self, update_info: HostUpdate) -> None:
-            try:
-                self._reload.load(update_info.tensors)
-            except Exception:
-                # Ends the reload that vLLM has under way, so that a next update can start.
-                self._reload.finish()
-                raise
-
-        def finish_weight_update(self) -> None:
-            self._reload.finish()
-
-        def shutdown(self) -> None:
-            """Do nothing: an engine holds nothing between updates."""
-
-    WeightTransferEngineFactory.register_engine(BACKEND, HostEngine)
-
-
 class Reload:
     """Loads weights into a live model layer by layer, and leaves layers alone whose weights are there."""
 
@@ -230,11 +107,14 @@ class Reload:
         self._expected = {name for name, _ in self._model.named_parameters()}
         self._loaded: Mapping[str, Any] = {}
         self._skipped: set[str] = set()
+        self._filled: set[str] = set()
 
     def start(self) -> None:
         """Let every layer take new weights."""
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        self._filled = set()
+        self._skipped = set()
         forget_expert_kernels(self._model)
         initialize_layerwise_reload(self._model)
 
@@ -247,12 +127,23 @@ class Reload:
         before, self._loaded = self._loaded, {}
         self._skipped = set() if tensors is None else skippable(tensors, before)
         if tensors is None:
-            self._load_all(own_files(self._engine))
-            return
-        if not self._skipped or not self._load_changed(tensors):
+            self.take(own_files(self._engine))
+        elif not self._skipped or not self._load_changed(tensors):
             self._skipped = set()
-            self._load_all(from_host(tensors))
-        self._loaded = remembered(tensors)
+            self.take(from_host(tensors))
+        if not self._skipped:
+            self.check_whole()
+        self._loaded = {} if tensors is None else remembered(tensors)
+
+    def take(self, pairs: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Load some of the tensors; `check_whole` tells when they were all."""
+        loaded = self._model.load_weights(iter(pairs))
+        # Some architectures do not tell what they loaded.
+        self._filled |= self._expected if loaded is None else set(loaded)
+
+    def check_whole(self) -> None:
+        """Raise ValueError unless every parameter was filled since `start`."""
+        check_complete(self._expected, self._filled)
 
     def finish(self) -> None:
         """Put loaded weights into the form that the model computes with."""
@@ -261,11 +152,6 @@ class Reload:
         finalize_layerwise_reload(self._model, self._engine.model_config)
         if not self._skipped:
             repack_tied_head(self._model)
-
-    def _load_all(self, pairs: Iterator[tuple[str, torch.Tensor]]) -> None:
-        loaded = self._model.load_weights(pairs)
-        # Some architectures do not tell what they loaded.
-        check_complete(self._expected, self._expected if loaded is None else loaded)
 
     def _load_changed(self, tensors: Mapping[str, Any]) -> bool:
         """Load what is not skipped; False where that filled a layer in part, and all must be loaded."""
