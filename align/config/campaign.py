@@ -483,13 +483,7 @@ class CampaignConfig(StoreSettings):
         Left out are the places of the store, the resources of processes, and the schedule of rounds.
         ``remember`` is left out too, since the ledger states it with each round that fell due.
         """
-        resources = {
-            "gradient_checkpointing",
-            "max_restarts",
-            "ranks",
-            "ranks_per_node",
-            "resources",
-        }
+        resources = {"max_restarts", "ranks", "ranks_per_node", "resources", "threads"}
         content = self.model_dump(
             mode="json",
             exclude={
@@ -500,7 +494,7 @@ class CampaignConfig(StoreSettings):
                 "references": True,
                 "waits": True,
                 "keep_rollouts": True,
-                "policy": resources | {"threads"},
+                "policy": resources | {"gradient_checkpointing"},
                 "rounds": {"__all__": {*ScheduleSettings.model_fields, "remember"}},
                 "gate": PLANNING | (set() if self.gate.spending else {"spending"}),
             },
