@@ -77,7 +77,7 @@ def run_campaign(
                 with begun_round(index, spec, session) as plan:
                     outcome = runner_of(spec)(plan, session)
                 observer.on_verdict(plan, outcome)
-                tidy(campaign.evidence, observer.note)
+                tidy(campaign.evidence, observer.note, config.rounds)
                 if failure := back_up(campaign.evidence.config):
                     observer.note(failure)
             open_sealed(session)
