@@ -78,7 +78,7 @@ def run_campaign(
                 measure_known(session, spec.name)
                 check_budgets(session.evidence, spec, session.suites(), observer.note)
                 observer.on_verdict(*with_restarts(runner_of(spec), index, spec, session))
-                tidy(campaign.evidence, observer.note)
+                tidy(campaign.evidence, observer.note, config.rounds)
                 if failure := back_up(campaign.evidence.config):
                     observer.note(failure)
             open_sealed(session)

@@ -233,7 +233,7 @@ OptionPaths = Annotated[dict[str, Any], AfterValidator(_as_options), _AS_STATED]
 class Settings(BaseModel):
     """Frozen; an unknown key is an error, and so is a number that is infinite or none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rollouts.machine.collector import without_collector
+
 if TYPE_CHECKING:
     from align.config.file import CampaignFile
 
@@ -46,9 +48,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.",
 
 def load(campaign: Path, overrides: list[str] | None) -> CampaignFile:
     """Read and validate the campaign that a command was given, before anything heavy is imported."""
-    from align.config.file import load_campaign
+    with without_collector():
+        from align.config.file import load_campaign
 
-    file = load_campaign(campaign, overrides or ())
+        file = load_campaign(campaign, overrides or ())
     for note in file.notes:
         typer.echo(f"note: {note}", err=True)
     return file

@@ -36,6 +36,7 @@ from launch.kubernetes.commands import kubernetes_app
 from launch.masked_logs import mask_logs
 from launch.serving.commands import add_commands as add_serve_commands
 from rollouts.errors import KeelError, UserError, system_errors
+from rollouts.machine.collector import spare_imports, without_collector
 from rollouts.machine.stopping import TERMINATED
 
 INTERRUPTED = 130
@@ -123,10 +124,11 @@ def run(
     if dry_run:
         show_plan(file.config)
         return
-    for line in waiting_lines(file.config):
-        typer.echo(line)
-    from align.campaign import run_campaign
-
+    with without_collector():
+        for line in waiting_lines(file.config):
+            typer.echo(line)
+        from align.campaign import run_campaign
+    spare_imports()
     with observed(file.config, address=address, insecure=insecure_cluster, wait_s=wait) as watch:
         start_engine, observer = watch
         evidence = run_campaign(file.config, start_engine=start_engine, observer=observer)
@@ -144,19 +146,20 @@ def status(
 ) -> None:
     """Show the matrix, the verdicts and where everything lies, without running anything."""
     file = load(campaign, overrides)
-    from align.gate.evidence import stored_evidence
-    from align.report.records.window import window_of
+    with without_collector():
+        from align.gate.evidence import stored_evidence
+        from align.report.records.window import window_of
 
-    evidence = stored_evidence(file.config)
-    window = window_of(evidence, rounds)
-    if as_json:
-        from align.report.status import plain, status_of
+        evidence = stored_evidence(file.config)
+        window = window_of(evidence, rounds)
+        if as_json:
+            from align.report.status import plain, status_of
 
-        print_json(plain(status_of(evidence, window)))
-        return
-    from align.report.tables import print_report, report_console
+            print_json(plain(status_of(evidence, window)))
+            return
+        from align.report.tables import print_report, report_console
 
-    print_report(evidence, file.config.folder, report_console(), window)
+        print_report(evidence, file.config.folder, report_console(), window)
 
 
 @app.command()

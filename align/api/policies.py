@@ -7,6 +7,7 @@ from typing import Any
 
 from align.gate.evidence import Evidence
 from align.report.export.export import find, refuse_bank
+from align.store.snapshots.snapshots import Snapshot
 from rollouts.errors import UserError
 
 
@@ -22,7 +23,16 @@ def policy_of(evidence: Evidence, name: str, options: dict[str, Any]) -> tuple[A
         SnapshotError: it is missing or damaged.
     """
     snapshots, trusted = evidence.store.snapshots, evidence.config.policy.trust_remote_code
-    snapshot = snapshots.open(find(evidence, name))
+    id = find(evidence, name)
+    is_adapter = snapshots.manifest(id).provenance.kind == "adapter"
+    below = evidence.base if is_adapter else id
+    with snapshots.reading(id) as snapshot, snapshots.reading(below) as base:
+        return _loaded(name, snapshot, base.path, trusted=trusted, options=options)
+
+
+def _loaded(
+    name: str, snapshot: Snapshot, base: Path, *, trusted: bool, options: dict[str, Any]
+) -> tuple[Any, Any]:
     if snapshot.kind == "reward":
         raise UserError(
             f"{name!r} is a reward model: it scores answers and writes none",
@@ -33,7 +43,7 @@ def policy_of(evidence: Evidence, name: str, options: dict[str, Any]) -> tuple[A
     refuse_bank(snapshot, name, "snapshot")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = snapshot.path if snapshot.kind == "model" else snapshots.open(evidence.base).path
+    folder = snapshot.path if snapshot.kind == "model" else base
     arguments = {"dtype": "auto", "trust_remote_code": trusted, **options}
     model = AutoModelForCausalLM.from_pretrained(folder, **arguments)
     if snapshot.kind == "adapter":

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from operator import is_
 from pathlib import Path
 
 from align.config.campaign import CampaignConfig, GateConfig
@@ -18,7 +19,7 @@ from align.gate.case import Case, role_of
 from align.gate.checks import Against, Items, Role
 from align.gate.forgetting import PathScores, ScoreMatrix
 from align.gate.measurement.evaluate import ItemResults
-from align.gate.measurement.scores import matrix_of, path_scores
+from align.gate.measurement.scores import path_scores, score_rows
 from align.gate.reward_models import decide_pairs
 from align.gate.statistics.alpha import Decision, level_of, spent_by
 from align.gate.statistics.spent import decisions_of, level_after
@@ -39,11 +40,29 @@ from rollouts.types import SnapshotId
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AcceptedRounds:
+    """Candidates of accepted rounds, and what they follow from."""
+
+    rounds: Sequence[RoundRecord]
+    production: SnapshotId | None
+    candidates: Mapping[str, SnapshotId]
+
+    def follows_from(self, rounds: Sequence[RoundRecord], production: SnapshotId | None) -> bool:
+        """Tell if these are the very same records; equal ones would have their reports compared."""
+        same = len(self.rounds) == len(rounds) and all(map(is_, self.rounds, rounds))
+        return same and self.production == production
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
     """Results by snapshot and suite, for one campaign."""
 
     store: Store
     config: CampaignConfig
+    _accepted: dict[str, AcceptedRounds] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Accepted rounds by what they make, as of the rounds that they follow from."""
 
     @property
     def folder(self) -> Path:
@@ -430,8 +449,19 @@ class Evidence:
         Policies that production was moved back behind are not among them: their rounds count as
         rejected, until production is moved forward again.
         """
-        rounds = [r for r in self.committed() if r.state == "accepted"]
-        path = lineage(rounds, self.ledger.alias("production")) if makes == "policy" else None
+        rounds, production = self.ledger.rounds(), self.ledger.alias("production")
+        known = self._accepted.get(makes)
+        if known is None or not known.follows_from(rounds, production):
+            accepted = self._read_accepted(makes, rounds, production)
+            known = AcceptedRounds(rounds=rounds, production=production, candidates=accepted)
+            self._accepted[makes] = known
+        return dict(known.candidates)
+
+    def _read_accepted(
+        self, makes: str, records: Sequence[RoundRecord], production: SnapshotId | None
+    ) -> dict[str, SnapshotId]:
+        rounds = [r for r in records if r.state == "accepted"]
+        path = lineage(rounds, production) if makes == "policy" else None
         kinds = {spec.name: spec.algorithm.makes for spec in self.config.rounds}
         return {
             r.name: r.candidate
@@ -514,7 +544,7 @@ class Evidence:
         Args:
             indices: places in the ledger of the rounds to show; None: all.
         """
-        return matrix_of(self, indices)
+        return score_rows(self, indices).matrix()
 
     def path_scores(self) -> PathScores:
         """Return the scores on the accepted path, for sums over rounds however many there were."""

@@ -102,10 +102,11 @@ class PathMetrics:
         The best is taken over the rows that have the cell.
         """
         learnt, best = {task: i for i, task in self._earlier}, dict[str, float]()
+        never = len(self.cells)
         for row, cells in enumerate(self.cells[:-1]):
             for task, score in cells.items():
-                if task in learnt and learnt[task] <= row:
-                    best[task] = max(score, best.get(task, score))
+                if learnt.get(task, never) <= row and score > best.get(task, -math.inf):
+                    best[task] = score
         return _mean(_minus(best.get(task), self.cells[-1].get(task)) for _, task in self._earlier)
 
     def forward_transfer(self) -> float | None:

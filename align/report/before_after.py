@@ -6,15 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from align.gate.evidence import Evidence
 from align.report.printable import printable
-
-if TYPE_CHECKING:
-    from align.report.html.items import ComparedItem
+from align.report.records.compared import ComparedItem, pair_between
 
 NUM_ANSWERS = 3
 MOST_BYTES = 400
@@ -37,17 +34,19 @@ def before_and_after(evidence: Evidence, most: int = NUM_ANSWERS) -> list[Shown]
     production = evidence.ledger.alias("production")
     if production is None or production == evidence.base:
         return []
-    from align.report.html.items import pair_between  # The page imports the tables that show this.
 
     hashes = {record.suite: record.suite_hash for record in evidence.ledger.evaluations(production)}
     columns: list[list[Shown]] = []
-    for suite in evidence.accepted("policy").keys() & hashes.keys():
+    for suite in (name for name in evidence.accepted("policy") if name in hashes):
+        if len(columns) == most:
+            break  # One item of each comes before a second one of any.
         pair = pair_between(evidence, hashes.get(suite), production, evidence.base)
         if pair is not None:
             drawn = sorted(pair.changes, key=lambda change: sha256(change[1].encode()).digest())
             items = pair.items(drawn[:most], MOST_BYTES)
             answered = [i for i in items if None not in (i.answer_before, i.answer_after)]
-            columns.append([Shown(suite=suite, item=item) for item in answered])
+            if answered:
+                columns.append([Shown(suite=suite, item=item) for item in answered])
     turns = [shown[i] for i in range(most) for shown in columns if i < len(shown)]
     return turns[:most]
 

@@ -13,13 +13,14 @@ from typing import Any
 from align.config.campaign import CampaignConfig
 from align.data.retrieval.record import IndexRecord, index_of_report
 from align.gate.evidence import Evidence
-from align.gate.forgetting import ON_FEWER_WORDS, ScoreMatrix
+from align.gate.forgetting import ON_FEWER_WORDS
 from align.gate.measurement.results import measured_figures
 from align.gate.measurement.routing import measured_routing
+from align.gate.measurement.scores import Score, ScoreRow, ScoreRows, score_rows
 from align.gate.suites.kinds import KINDS, kind_of_round
 from align.gate.suites.suite import Suite
 from align.report.records.history import RoundEntry, entries, reasons_of, sealed_names
-from align.report.records.window import ALL, Window, window_of
+from align.report.records.window import ALL, SHOWN_ON_PAGE, Window, window_of
 from align.report.summary_numbers import summary_of
 from align.schedule.skips import skips
 from align.store.ledger.amendments import Amendment, amendments_of
@@ -35,7 +36,7 @@ class SnapshotScores:
     snapshot: SnapshotId
     accepted: bool
     scores: Mapping[str, float | None]
-    """Mean score by suite."""
+    """Mean score by suite; of more than 400 rounds without suites that it was not measured on."""
     figures: Mapping[str, Mapping[str, float]]
     """Further figures by suite and name, such as an accuracy, where a suite has any."""
     items: Mapping[str, int | None]
@@ -95,14 +96,9 @@ def status_of(evidence: Evidence, window: Window | None = None) -> CampaignStatu
         window: rounds to show; None: all.
     """
     window = window or window_of(evidence, ALL)
-    matrix, skipped = evidence.matrix(window), skips(evidence.ledger)
+    shown, skipped = score_rows(evidence, window), skips(evidence.ledger)
     records = {record.index: record for record in evidence.ledger.rounds()}
-    on_fewer = tuple(
-        (row.name, suite)
-        for row in matrix.rows
-        for suite, fewer in zip(matrix.suites, matrix.on_fewer(row), strict=True)
-        if fewer
-    )
+    on_fewer = _on_fewer(shown)
     return CampaignStatus(
         campaign=evidence.config.name,
         seed=evidence.config.seed,
@@ -110,10 +106,8 @@ def status_of(evidence: Evidence, window: Window | None = None) -> CampaignStatu
         production=evidence.ledger.alias("production") or evidence.base,
         decisions=evidence.looks(),
         summary=summary_of(evidence, window),
-        on_fewer=OnFewer(why=ON_FEWER_WORDS, cells=on_fewer, summary=matrix.uneven)
-        if on_fewer
-        else None,
-        matrix=tuple(_rows(evidence, matrix)),
+        on_fewer=on_fewer,
+        matrix=tuple(_rows(evidence, shown)),
         rounds=tuple(
             RoundStatus(
                 entry=entry,
@@ -154,24 +148,47 @@ def plain(status: CampaignStatus) -> dict[str, Any]:
     return values
 
 
-def _rows(evidence: Evidence, matrix: ScoreMatrix) -> list[SnapshotScores]:
-    candidates = {record.name: record.candidate or "" for record in evidence.committed()}
-    snapshots = [
-        evidence.base if index == 0 else candidates[row.name]
-        for index, row in enumerate(matrix.rows)
+def _on_fewer(shown: ScoreRows) -> OnFewer | None:
+    """List the means over fewer items than others of their column; None if there are none."""
+    most: dict[str, int] = {}
+    suites = set(shown.suites)
+    for _, suite, n, _ in (score for row in shown.rows for score in row.scores.values()):
+        most[suite] = max(n, most.get(suite, 0))
+    fewer = [
+        (row, suite)
+        for row in shown.rows
+        for suite, score in row.scores.items()
+        if suite in suites and score[2] < most[suite]
     ]
+    if not fewer:
+        return None
+    tasks = {row.name for row in shown.rows[1:] if row.accepted} - shown.retired
+    return OnFewer(
+        why=ON_FEWER_WORDS,
+        cells=tuple((row.name, suite) for row, suite in fewer),
+        summary=any(row.accepted and suite in tasks for row, suite in fewer),
+    )
+
+
+def _rows(evidence: Evidence, shown: ScoreRows) -> list[SnapshotScores]:
     kinds = kinds_of(evidence.config)
-    shown = {suite: kinds[suite] for suite in matrix.suites if suite in kinds}
+    suites = {suite: kinds[suite] for suite in shown.suites if suite in kinds}
+    is_long = len(shown.rows) > SHOWN_ON_PAGE
+
+    def cells(row: ScoreRow) -> dict[str, Score | None]:
+        columns = [n for n in row.scores if n in suites] if is_long else shown.suites
+        return {suite: row.scores.get(suite) for suite in columns}
+
     return [
         SnapshotScores(
             round=row.name,
-            snapshot=snapshot,
+            snapshot=row.snapshot,
             accepted=row.accepted,
-            scores=dict(zip(matrix.suites, row.scores, strict=True)),
-            figures=figures_of(evidence, snapshot, shown),
-            items=dict(zip(matrix.suites, row.items, strict=True)),
+            scores={n: None if score is None else score[3] for n, score in cells(row).items()},
+            figures=figures_of(evidence, row.snapshot, suites),
+            items={n: None if score is None else score[2] for n, score in cells(row).items()},
         )
-        for row, snapshot in zip(matrix.rows, snapshots, strict=True)
+        for row in shown.rows
     ]
 
 

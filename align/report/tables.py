@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -11,7 +11,14 @@ from rich.text import Text
 
 from align.data.retrieval.record import index_of_report
 from align.gate.evidence import Evidence
-from align.gate.forgetting import ON_FEWER, ON_FEWER_WORDS, PathMetrics, ScoreMatrix
+from align.gate.forgetting import (
+    ON_FEWER,
+    ON_FEWER_WORDS,
+    PathMetrics,
+    PathScores,
+    ScoreMatrix,
+)
+from align.gate.measurement.scores import ScoreRows, score_rows
 from align.gate.sealed import openings
 from align.gate.verdict import Verdict
 from align.report.before_after import answer_lines
@@ -26,6 +33,8 @@ from align.store.ledger.lineage import by_hand
 from align.store.paths import StorePaths
 from align.store.store import ledger_place
 
+SQUARE = 16
+"""Rounds whose suites are columns; of more, each is measured on its own suite and on few others."""
 WIDTH = 140
 """Columns where there is no terminal to ask."""
 STYLES = {
@@ -45,13 +54,22 @@ def campaign_report(evidence: Evidence, folder: Path, window: Window | None = No
     """
     window = window or window_of(evidence, None)
     families = families_of(evidence.config)
-    parts = by_family(evidence.matrix(window), families)
-    sums = path_by_family(evidence.path_scores(), families)
+    shown, path = score_rows(evidence, window), evidence.path_scores()
+    is_long = len(shown.suites) - shown.shared > SQUARE
+    parts = dict(by_family(shown.matrix(shown.shared if is_long else None), families))
+    sums = path_by_family(path, families)
     learning = learning_of(evidence, window)
     tables: list[RenderableType] = []
-    for family, matrix in parts:
-        tables.append(matrix_table(matrix, family if len(parts) > 1 else ""))
-        tables.append(metrics_lines(sums[family], learning))
+    for family, scores in sums.items():
+        label = family if len(sums) > 1 else ""
+        if is_long:
+            rounds = {
+                n for n in shown.suites[shown.shared :] if families.get(n, "general") == family
+            }
+            tables.append(rounds_table(shown, parts.get(family), rounds, path, label))
+        elif family in parts:
+            tables.append(matrix_table(parts[family], label))
+        tables.append(metrics_lines(scores, learning))
     tables += [
         Text(f"references: there is no campaign to be read in {store}\n")
         for store in learning.missing
@@ -83,19 +101,55 @@ def matrix_table(matrix: ScoreMatrix, family: str = "") -> Table:
     """Make a table of snapshots, in order, and suites. An empty cell was never measured."""
     which = f"{family} suite" if family else "suite"
     table = Table(title=f"Score of every snapshot on every {which}", title_justify="left")
+    _add_scores(table, matrix, {})
+    return table
+
+
+def rounds_table(
+    shown: ScoreRows,
+    shared: ScoreMatrix | None,
+    rounds: Container[str],
+    path: PathScores,
+    family: str,
+) -> Table:
+    """Make a table of many rounds: each on the suites that all share, and on its own then and now.
+
+    Args:
+        shared: scores on the suites of the family that belong to no round; None: there are none.
+        rounds: those whose own suites are of the family.
+        path: scores on the whole path, whose last row is production's.
+    """
+    which = f"{family} suites" if family else "suites"
+    title = f"Score of every snapshot on shared {which} and on its round's own, then and now"
+    table = Table(title=title, title_justify="left")
+    then = {
+        r.name: r.scores[r.name][3] for r in shown.rows if r.name in rounds and r.name in r.scores
+    }
+    final = path.final
+    now = {name: final[name] for name in then if name in final}
+    columns = {"its own suite": then, "production on it": now}
+    _add_scores(table, shared or shown.matrix(0), columns)
+    return table
+
+
+def _add_scores(
+    table: Table, matrix: ScoreMatrix, further: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Add the rows of a matrix, and further columns by their titles."""
     table.add_column("after round")
-    for suite in matrix.suites:
-        table.add_column(suite, justify="right")
+    for column in (*matrix.suites, *further):
+        table.add_column(column, justify="right")
     for row in matrix.rows:
         label = row.name if row.accepted else f"{row.name} (rejected)"
         cells = [
             "" if score is None else f"{score:.3f}{ON_FEWER if fewer else ''}"
             for score, fewer in zip(row.scores, matrix.on_fewer(row), strict=True)
         ]
+        values = [column.get(row.name) for column in further.values()]
+        cells += ["" if value is None else f"{value:.3f}" for value in values]
         table.add_row(label, *cells, style=None if row.accepted else "dim")
     if any(any(matrix.on_fewer(row)) for row in matrix.rows):
         table.caption, table.caption_justify = f"{ON_FEWER} {ON_FEWER_WORDS}", "left"
-    return table
 
 
 def metrics_lines(matrix: PathMetrics, learning: Learning) -> Text:

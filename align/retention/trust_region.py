@@ -67,7 +67,7 @@ class TrustRegion(RetentionMethod[TrustRegionConfig]):
     def _logprobs(self) -> Tensor:
         """Return the logprobs of the measured rows' tokens; every rank computes all of them."""
         policy = self.view.policy
-        policy.named_parameters()  # Weights that ranks had gathered are of before.
+        policy.named_parameters()  # Ranks gather their parts anew.
         parts = []
         for micro in micro_batches(self._rows, PASS_TOKENS, packed=policy.packs):
             policy.open_gates(micro.rows)
@@ -79,6 +79,7 @@ class TrustRegion(RetentionMethod[TrustRegionConfig]):
                     temperature=self.view.spec.sampling.temperature,
                 )
                 parts.append(outputs.logprobs_N)
+        policy.named_parameters()  # What was gathered here is of before, once the weights are written.
         return torch.cat(parts)
 
 

@@ -14,8 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from align.errors import RunError, UserError
 
 CHUNK_BYTES = 8 << 20
@@ -53,6 +51,8 @@ class Remote:
             wanted = {**DEADLINES, **wanted}
         elif protocol in LOCAL:
             wanted["auto_mkdir"] = True
+        import fsspec
+
         with self._translated(""):
             try:
                 self._files, self._root = fsspec.core.url_to_fs(self.url, **wanted)

@@ -7,12 +7,13 @@ every item stay, so each verdict can still be drawn again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from align.config.campaign import RoundConfig
 from align.config.store import KeepConfig
 from align.gate.evidence import Evidence
 from align.store.store import Store
@@ -68,14 +69,17 @@ class Collection:
         )
 
 
-def plan_collection(evidence: Evidence, keep: KeepConfig, *, alone: bool) -> Collection:
+def plan_collection(
+    evidence: Evidence, keep: KeepConfig, *, alone: bool, stated: Sequence[RoundConfig] = ()
+) -> Collection:
     """Find what nothing needs.
 
     Args:
         keep: what a person wants to keep besides what is needed.
+        stated: rounds of the campaign file; those that wait for their schedule may name earlier ones.
         alone: true if the caller holds the store's lease; else what a runner may be writing is left out.
     """
-    needed = needed_snapshots(evidence, keep)
+    needed = needed_snapshots(evidence, keep, stated)
     sizes = evidence.store.snapshots.sizes()
     snapshots = list(_snapshots(evidence, needed, sizes))
     files = list(_files(evidence.store, needed, alone=alone))
@@ -86,15 +90,18 @@ def plan_collection(evidence: Evidence, keep: KeepConfig, *, alone: bool) -> Col
     )
 
 
-def collect(evidence: Evidence, keep: KeepConfig, *, alone: bool) -> Collection:
+def collect(
+    evidence: Evidence, keep: KeepConfig, *, alone: bool, stated: Sequence[RoundConfig] = ()
+) -> Collection:
     """Remove what nothing needs; the caller's process holds the store's lease.
 
     Args:
+        stated: as of `plan_collection`.
         alone: true if no round is under way in this process either, and a person asked for it. Else
             snapshots that the ledger does not know stay: an older ledger may have been restored.
     """
     store = evidence.store
-    collection = plan_collection(evidence, keep, alone=alone)
+    collection = plan_collection(evidence, keep, alone=alone, stated=stated)
     if not alone:
         known = tuple(e for e in collection.garbage if e.reason != UNRECORDED)
         collection = replace(collection, garbage=known)
@@ -109,11 +116,17 @@ def collect(evidence: Evidence, keep: KeepConfig, *, alone: bool) -> Collection:
     return collection
 
 
-def tidy(evidence: Evidence, note: Callable[[str], None]) -> None:
-    """Collect what the campaign does not keep once a round is over; by default it keeps all."""
+def tidy(
+    evidence: Evidence, note: Callable[[str], None], stated: Sequence[RoundConfig] = ()
+) -> None:
+    """Collect what the campaign does not keep once a round is over; by default it keeps all.
+
+    Args:
+        stated: as of `plan_collection`.
+    """
     keep = evidence.config.keep
     if (keep.accepted, keep.rejected) != ("all", "all"):
-        collection = collect(evidence, keep, alone=False)
+        collection = collect(evidence, keep, alone=False, stated=stated)
         if collection.garbage:
             note(f"collected {collection.sentence}")
     if keep.snapshots == "delta":

@@ -7,9 +7,10 @@ are replayed are held to it; a suite that is looked at is measured on it, or had
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from align.config.campaign import RoundConfig
 from align.config.store import KeepConfig
 from align.gate.evidence import Evidence
 from align.store.ledger.baseline import baseline_of
@@ -22,13 +23,16 @@ Need = tuple[SnapshotId | None, str]
 """Snapshot and the reason for which it is needed."""
 
 
-def needed_snapshots(evidence: Evidence, keep: KeepConfig) -> dict[SnapshotId, str]:
+def needed_snapshots(
+    evidence: Evidence, keep: KeepConfig, stated: Sequence[RoundConfig] = ()
+) -> dict[SnapshotId, str]:
     """Return the snapshots that have to stay, each with the first reason for it.
 
     Args:
         keep: what a person wants to keep besides.
+        stated: rounds of the campaign file, those that wait for their schedule among them.
     """
-    view = _View(evidence, keep)
+    view = _View(evidence, keep, stated)
     needs: dict[SnapshotId, str] = {}
     for reasons in (
         view.named_by_aliases(),
@@ -57,6 +61,8 @@ class _View:
 
     evidence: Evidence
     keep: KeepConfig
+    stated: Sequence[RoundConfig]
+    """Rounds of the campaign file."""
     templates: dict[str, Template] = field(init=False)
     """Template of every round that is one's."""
     rounds: list[RoundRecord] = field(init=False)
@@ -94,7 +100,7 @@ class _View:
     def of_settings(self) -> Iterator[Need]:
         closed = {record.name for record in self.rounds if record.closed}
         accepted = {r.name: r.candidate for r in self.rounds if r.state == "accepted"}
-        for spec in self.evidence.config.rounds:
+        for spec in (*self.evidence.config.rounds, *self.stated):
             for setting, _, name in () if spec.name in closed else spec.named_rounds():
                 yield accepted.get(name), f"{setting} of round {spec.name}"
 
@@ -133,18 +139,25 @@ class _View:
         for result in self._best_results(live):
             yield result.snapshot, f"the best so far on suite {result.suite}"
 
-    def _best_results(self, suites: Collection[str]) -> Iterable[EvaluationRecord]:
-        """Return the best results on the items that production was measured on too."""
+    def _best_results(self, suites: Collection[str]) -> Iterator[EvaluationRecord]:
+        """Yield the best results on the items that production was measured on too, of equal ones the first
+        on the line, as the gate chooses: among those over most items, and among all where some stopped
+        early."""
         production = self.evidence.ledger.alias("production")
         current = {e.suite_hash for e in self.evaluations if e.snapshot == production}
-        known = {self.evidence.base, *self.on_line.values()}
-        best: dict[str, EvaluationRecord] = {}
+        collected = self.evidence.ledger.collected()
+        line = dict.fromkeys([self.evidence.base, *self.on_line.values()])
+        places = {snapshot: index for index, snapshot in enumerate(line)}
+        by_hash: dict[str, list[EvaluationRecord]] = {}
         for result in self.evaluations:
-            hash = result.suite_hash
-            competes = result.suite in suites and hash in current and result.snapshot in known
-            if competes and (hash not in best or result.mean > best[hash].mean):
-                best[hash] = result
-        return best.values()
+            competes = result.snapshot in places and result.snapshot not in collected
+            if competes and result.suite in suites and result.suite_hash in current:
+                by_hash.setdefault(result.suite_hash, []).append(result)
+        for results in by_hash.values():
+            results.sort(key=lambda result: places[result.snapshot])
+            most = max(result.n for result in results)
+            yield max((r for r in results if r.n == most), key=lambda result: result.mean)
+            yield max(results, key=lambda result: result.mean)
 
     def wanted(self) -> Iterator[Need]:
         """Yield what a person asked to keep."""

@@ -113,8 +113,9 @@ def _verify_snapshots(
         except SnapshotError as error:
             if record.id in evidence.ledger.collected():
                 continue  # Meanwhile.
-            fault = Fault(path=path, fault=f"is damaged: {error.what}", remedy=FROM_BACKUP)
-            result.faults.append(fault)
+            is_gone = not (store.is_remote or store.snapshots.is_here(record.id))
+            words = "is missing" if is_gone else f"is damaged: {error.what}"
+            result.faults.append(Fault(path=path, fault=words, remedy=FROM_BACKUP))
 
 
 def _verify_files(evidence: Evidence, result: Verification, tell: Callable[[str], None]) -> None:

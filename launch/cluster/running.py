@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rollouts.machine.collector import without_collector
+
 if TYPE_CHECKING:
     from align.config.campaign import CampaignConfig
     from align.gate.evidence import Evidence
@@ -56,4 +58,5 @@ def show_report(evidence: Evidence) -> None:
     """Print what came of a run."""
     from align.report.tables import print_report, report_console
 
-    print_report(evidence, evidence.folder, report_console())
+    with without_collector():
+        print_report(evidence, evidence.folder, report_console())

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from align.config.campaign import CampaignConfig
     from align.report.forecast.forecast import Forecast, RoundForecast
 
+SHOWN_OVER = 20
+"""Newest rounds that are over, and are shown."""
+
 
 def add_commands(app: typer.Typer) -> None:
     """Add the command to a command line."""
@@ -61,8 +64,13 @@ def _print_rounds(campaign_forecast: Forecast) -> None:
                "measured", "learner")  # fmt: skip
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < 3 else "right")
+    over = [forecast for forecast in campaign_forecast.rounds if forecast.memory is None]
+    older = {forecast.name for forecast in over[:-SHOWN_OVER]}
     for forecast in campaign_forecast.rounds:
-        table.add_row(*map(Text, _cells(forecast)))
+        if forecast.name not in older:
+            table.add_row(*map(Text, _cells(forecast)))
+    if older:
+        table.caption = f"and {len(older):,} older rounds that are over; --json has them"
     report_console().print(table)
 
 

@@ -62,7 +62,7 @@ def gc(
     evidence = stored_evidence(config)
     if apply:
         with evidence.ledger.lease("keel gc"):
-            collection = collect(evidence, keep, alone=True)
+            collection = collect(evidence, keep, alone=True, stated=config.rounds)
             if keep.snapshots == "delta":
                 pack_kept(evidence)
             # An older backup would name snapshots that are gone.
@@ -70,7 +70,7 @@ def gc(
         if failure:
             typer.echo(failure, err=True)
     else:
-        collection = plan_collection(evidence, keep, alone=False)
+        collection = plan_collection(evidence, keep, alone=False, stated=config.rounds)
     if as_json:
         print_json({"removed": apply, "bytes": collection.bytes, **_plain(collection)})
         return

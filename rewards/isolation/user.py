@@ -59,37 +59,37 @@ def other_user(
     stated, me = isolation.user, pwd.getpwuid(os.geteuid()).pw_name if isolation.user else ""
     if isolation.level != "process" or (stated and stated == me):
         return None
-    place = f"{where}.user" if where else "user"
+    setting = f"{where}.user" if where else "user"
     if os.geteuid() != 0:
         if stated:
             raise UserError(
                 f"a worker cannot become {stated!r}: Keel runs as {me!r}, and only root changes its user",
-                where=place,
+                where=setting,
                 remedy="remove user, or take isolation: sandbox, which needs no other user",
             )
         return None
     names = list(names)
     if not stated and all(_ships(name, folder) for name in names):
         return None
-    other = _user(stated, place) if stated else NOBODY
+    other = _user(stated, setting) if stated else NOBODY
     closed = closed_to(other, _needed(names, isolation, options, folder))
     if closed is None:
         return other
     if stated:
         raise UserError(
             f"the user {stated!r} cannot read {closed}",
-            where=place,
+            where=setting,
             cause="the reward's workers need it",
             remedy=f"open it, for example by chmod o+rX, or set user: {me}",
         )
     return None
 
 
-def _user(name: str, place: str) -> OtherUser:
+def _user(name: str, setting: str) -> OtherUser:
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
-        raise UserError(f"there is no user {name!r}", where=place, remedy="create it") from None
+        raise UserError(f"there is no user {name!r}", where=setting, remedy="create it") from None
     return OtherUser(name=name, user=entry.pw_uid, group=entry.pw_gid)
 
 

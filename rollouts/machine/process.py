@@ -15,6 +15,8 @@ from typing import Literal
 PROC = Path("/proc")
 START_TICKS = 19
 """Field of ``/proc/PID/stat`` that holds the start, counted from the state, the first behind the name."""
+OUTERMOST = "pid:[4026531836]"
+"""PID namespace that the kernel begins with; its number is part of the kernel's interface."""
 ENDED = ("Z", "X", "x")
 """States of a process that is dead and waits for its parent to notice."""
 
@@ -71,6 +73,23 @@ def current_namespace() -> str:
     except OSError:
         return ""
     return " ".join([boot, *spaces])
+
+
+def sees_every_process() -> bool:
+    """Tell if this process is in the PID namespace of the kernel itself, which sees those of all others."""
+    return OUTERMOST in current_namespace().split()
+
+
+def named_inside(pid: int) -> bool:
+    """Tell if a process that can be seen here has this number in a PID namespace further in."""
+    for status in PROC.glob("[0-9]*/status"):
+        with suppress(OSError):
+            numbers = next(
+                (x for x in status.read_text().splitlines() if x.startswith("NSpid:")), ""
+            )
+            if str(pid) in numbers.split()[2:]:
+                return True
+    return False
 
 
 def _stat(process: str) -> tuple[str, int] | None:

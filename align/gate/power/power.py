@@ -20,6 +20,7 @@ from align.config.campaign import CampaignConfig, GateConfig
 from align.config.gate import Family
 from align.gate.evidence import Evidence
 from align.gate.measurement.evaluate import ItemResults
+from align.gate.measurement.scores import measured_names
 from align.gate.statistics.alpha import level_of, spending_sentence, spent_by
 from align.gate.statistics.comparison import variance_of
 from align.gate.statistics.noise import noise_floor, repeats_of
@@ -27,7 +28,7 @@ from align.gate.statistics.significance import items_needed, power, smallest_mar
 from align.gate.suites.looks import in_common
 from align.gate.suites.stated import PlanRole, StatedSuite, stated_suites
 from align.gate.suites.suites import Suite
-from align.store.ledger.ledger import EvaluationRecord, RoundRecord
+from align.store.ledger.ledger import RoundRecord
 from align.store.lookback import Lookback, Template, nights_of, templates_in, upcoming
 from align.store.snapshots.manifest import MANIFEST
 from align.store.stored_files import fault_of
@@ -35,6 +36,8 @@ from rollouts.errors import UserError
 from rollouts.types import SnapshotId
 
 POWERS = (0.8, 0.95)
+NEWEST = 20
+"""Decided rounds whose results say how much items change: a campaign of years is not read whole."""
 LEAST_POWER = 0.5
 """Power below which an equal candidate fails more often than not."""
 ASSUMED_DISCORDANCE = GateConfig().assumed_change
@@ -233,15 +236,17 @@ def plan_gate(
 
 
 def measuring_seconds(evidence: Evidence) -> float | None:
-    """Return the mean seconds from a candidate's publication to its first recorded result.
+    """Return the mean seconds from a candidate's publication to its first recorded result, of the newest.
 
     The file times of a store that was copied come after its records; those say nothing.
     """
     times = []
-    for record in evidence.committed():
+    for record in evidence.committed()[-NEWEST:]:
         manifest = evidence.store.paths.snapshot(record.candidate or "-") / MANIFEST
+        if not manifest.is_file():
+            continue
         recorded = [e.recorded for e in evidence.ledger.evaluations(record.candidate)]
-        if recorded and manifest.is_file():
+        if recorded:
             first = min(map(datetime.fromisoformat, recorded)).timestamp()
             times.append(first - manifest.stat().st_mtime)
     usable = [time for time in times if time > 0]
@@ -289,8 +294,7 @@ def _plan(
         role=stated.role,
         where=stated.where,
         n=n,
-        measured=evidence is not None
-        and any(record.suite == stated.name for record in evidence.ledger.evaluations()),
+        measured=evidence is not None and stated.name in measured_names(evidence.ledger.database),
         margin=stated.margin,
         spread=spread,
         testable={
@@ -357,22 +361,24 @@ def _tokens(stated: StatedSuite, n: int, last: ItemResults | None) -> int | None
 def _measured(
     evidence: Evidence, decided: list[RoundRecord], suite: str
 ) -> list[tuple[ItemResults, ItemResults]]:
-    """Return the results of candidate and parent on a suite, for every decided round that has both.
+    """Return the results of candidate and parent on a suite, for the newest decided rounds that have both.
 
     The round that was to change the suite says how much it changed, not how much an equal candidate
     would: it counts only where there is no other.
     """
-    stored = [e for e in evidence.ledger.evaluations() if e.suite == suite]
-    others = [record for record in decided if record.name != suite]
-    pairs = list(_pairs(evidence, others, stored))
-    return pairs or list(_pairs(evidence, decided, stored))
+    newest = decided[-NEWEST:]
+    others = [record for record in newest if record.name != suite]
+    taught = [record for record in decided if record.name == suite]
+    return list(_pairs(evidence, others, suite)) or list(_pairs(evidence, taught, suite))
 
 
 def _pairs(
-    evidence: Evidence, decided: list[RoundRecord], stored: list[EvaluationRecord]
+    evidence: Evidence, decided: list[RoundRecord], suite: str
 ) -> Iterator[tuple[ItemResults, ItemResults]]:
     paths: dict[SnapshotId | None, dict[str, Path]] = {}
-    for evaluation in stored:
+    snapshots = dict.fromkeys(id for r in decided for id in (r.candidate, r.parent) if id)
+    stored = [e for snapshot in snapshots for e in evidence.ledger.evaluations(snapshot)]
+    for evaluation in (e for e in stored if e.suite == suite):
         path = evidence.folder / evaluation.path
         if fault_of(path, evaluation.sha256) is None:  # keel run measures the others again.
             paths.setdefault(evaluation.snapshot, {})[evaluation.suite_hash] = path

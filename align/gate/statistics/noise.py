@@ -60,7 +60,10 @@ def repeats_of(evidence: Evidence, suite: str) -> tuple[ItemResults, ItemResults
     moves = evidence.ledger.alias_moves()
     for snapshot in dict.fromkeys(move.target for move in reversed(moves)):
         paths = evidence.store.paths.repeats(snapshot, suite)
-        if not any(evidence.files.fault_of(path) for path in paths):
+        # Few snapshots have any, and of the others nobody has to ask the ledger.
+        if all(path.is_file() for path in paths) and not any(
+            evidence.files.fault_of(path) for path in paths
+        ):
             first, second = map(ItemResults.load, paths)
             return first, second
     return None

@@ -24,6 +24,7 @@ from align.learner.folder.checks import check_served
 from align.report.forecast.fit import check_addresses, check_kv_cache
 from align.round.inputs import context_of, longest_answer
 from align.round.session import StartEngine, versions
+from align.store.snapshots.holds import Hold
 from rollouts.engines import DEFAULT_BACKEND, backend_named
 from rollouts.engines.protocol import RolloutEngine
 from rollouts.episodes.environment import EpisodeRules
@@ -50,6 +51,8 @@ class LocalModel:
     """Settings that engines serve it with."""
     id: str
     notes: tuple[str, ...] = field(default=())
+    holds: tuple[Hold, ...] = field(default=(), repr=False, compare=False)
+    """Locks that keep the folders of snapshots as they are; of other folders none."""
 
     @property
     def campaign(self) -> CampaignConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -46,11 +47,14 @@ def open_snapshot(argument: Named) -> LocalModel:
     path = Path(store if sign else argument.name).expanduser()
     evidence = _evidence(path)
     snapshots = evidence.store.snapshots
-    snapshot = snapshots.open(find(evidence, which if sign else PRODUCTION))
+    snapshot, hold = snapshots.hold(find(evidence, which if sign else PRODUCTION))
     refuse_bank(snapshot, which if sign else PRODUCTION, argument.name)
-    base = snapshot.manifest.provenance.base
-    below = snapshots.open(base).path if snapshot.kind == "adapter" and base else None
-    return open_folder(argument, snapshot.path, below)
+    holds, below = [hold], None
+    if snapshot.kind == "adapter" and (base := snapshot.manifest.provenance.base):
+        opened, hold = snapshots.hold(base)
+        below = opened.path
+        holds.append(hold)
+    return replace(open_folder(argument, snapshot.path, below), holds=tuple(holds))
 
 
 def _evidence(path: Path) -> Evidence:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import rmtree
 
@@ -72,7 +72,27 @@ def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: 
             where="SNAPSHOT",
             remedy="export production, or add --force: the card will say that it was not accepted",
         )
-    snapshot = store.open(exported.snapshot)
+    below = evidence.base if merge else exported.snapshot
+    with store.reading(exported.snapshot) as snapshot, store.reading(below) as base:
+        _write(evidence, which, line, snapshot, base, folder, merge=merge)
+    return snapshot
+
+
+def _write(
+    evidence: Evidence,
+    which: str,
+    line: Sequence[Ancestor],
+    snapshot: Snapshot,
+    base: Snapshot,
+    folder: Path,
+    *,
+    merge: bool,
+) -> None:
+    """Write the folder of an export.
+
+    Args:
+        line: the snapshot and its ancestors, from the start on.
+    """
     if merge and snapshot.kind != "adapter":
         raise UserError(
             f"{which!r} is no adapter but a {WHOLE[snapshot.kind]}, so there is nothing to merge",
@@ -89,7 +109,7 @@ def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: 
         staged.mkdir(parents=True)
         if merge:
             trusted = evidence.config.policy.trust_remote_code
-            _write_merged(snapshot, store.open(evidence.base), staged, trusted=trusted)
+            _write_merged(snapshot, base, staged, trusted=trusted)
         else:
             _write_copy(snapshot, base_name(evidence), staged)
         if merge or snapshot.kind == "model":
@@ -101,7 +121,6 @@ def export(evidence: Evidence, which: str, folder: Path, *, merge: bool, force: 
         staged.rename(folder)
     finally:
         rmtree(staged, ignore_errors=True)
-    return snapshot
 
 
 def refuse_bank(snapshot: Snapshot, name: str, where: str) -> None:
@@ -150,7 +169,7 @@ def _ancestors(
     specs = {spec.name: spec for spec in evidence.config.rounds}
     at: SnapshotId | None = snapshot
     while at is not None:
-        manifest = store.open(at).manifest
+        manifest = store.manifest(at)
         record_of = makers.get(at)
         yield Ancestor(
             snapshot=at,

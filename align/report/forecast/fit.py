@@ -162,7 +162,9 @@ def thread_warning(config: CampaignConfig, cores: int) -> str | None:
 
 def memory_needed(model: Path, config: CampaignConfig) -> int:
     """Return the bytes that a run's processes on this machine take for weights and caches."""
-    rounds = [learner_memory(model, config.policy, spec).total for spec in config.rounds]
+    # Rounds of a template share all of their settings but the name.
+    kinds = {tuple(id(v) for n, v in spec if n != "name"): spec for spec in config.rounds}
+    rounds = [learner_memory(model, config.policy, spec).total for spec in kinds.values()]
     engines = engine_bytes(model, config) * config.rollouts.engines
     learner = max(rounds, default=0) * config.policy.ranks_together
     return learner + engines + needed_bytes(synced_bytes(model, config.policy))

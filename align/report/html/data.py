@@ -130,7 +130,7 @@ def collect(evidence: Evidence, now: datetime, window: Window | None = None) -> 
         base=evidence.base,
         production=production,
         families=family_views(
-            evidence.matrix(window),
+            evidence.matrix(window.newest(SHOWN_ON_PAGE)),
             config,
             {name: verdict for _, name, verdict in committed},
             answer.round or "base",

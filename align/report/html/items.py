@@ -1,42 +1,22 @@
-"""Items that a candidate lost and won, with both answers where they were stored.
-
-The files of results hold ids and values. A file that also has the columns ``answer`` and ``prompt``
-(text) has its answers shown side by side.
-"""
+"""Items that a candidate lost and won, and samples of it, with the answers that were stored."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
 from align.gate.checks import Check
 from align.gate.evidence import Evidence
-from align.gate.measurement.evaluate import ItemResults, paired
-from align.gate.suites.looks import in_common
 from align.gate.verdict import Verdict
 from align.report.episodes import episode_lines
-from align.report.html.limits import Limits, cut
+from align.report.html.limits import Limits
+from align.report.printable import cut
+from align.report.records.compared import ComparedItem, ComparedResults, pair_between
 from align.round.rollout_table import Record, load_records
 from align.store.run_folder import RoundFolder
 from rollouts.errors import KeelError
 from rollouts.types import SnapshotId
-
-Change = tuple[float, str, float, float]
-"""Candidate minus comparator, the item's id, its value under the comparator and under the candidate."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ComparedItem:
-    """One item under the comparator and under the candidate."""
-
-    id: str
-    before: float
-    after: float
-    prompt: str | None = None
-    answer_before: str | None = None
-    answer_after: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,35 +29,6 @@ class SuiteChanges:
     won: tuple[ComparedItem, ...]
     num_lost: int
     num_won: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ComparedResults:
-    """Two snapshots' results on one suite, item by item."""
-
-    candidate: Path
-    comparator: Path
-    changes: tuple[Change, ...]
-    """Changes of all items, the largest losses first."""
-
-    def items(self, changes: Sequence[Change], text: int) -> tuple[ComparedItem, ...]:
-        """Return these items with prompt and answers, each of at most ``text`` bytes."""
-        ids = {id for _, id, _, _ in changes}
-        after_texts, before_texts = (
-            _texts(path, ids, text) for path in (self.candidate, self.comparator)
-        )
-        nothing = (None, None)
-        return tuple(
-            ComparedItem(
-                id=id,
-                before=before,
-                after=after,
-                prompt=after_texts.get(id, nothing)[0],
-                answer_before=before_texts.get(id, nothing)[1],
-                answer_after=after_texts.get(id, nothing)[1],
-            )
-            for _, id, before, after in changes
-        )
 
 
 def changes(evidence: Evidence, verdict: Verdict, limits: Limits) -> tuple[SuiteChanges, ...]:
@@ -121,35 +72,6 @@ def pair_of(
     if candidate is None:
         return None
     return pair_between(evidence, hashes.get(suite), candidate, comparator)
-
-
-def pair_between(
-    evidence: Evidence, suite_hash: str | None, candidate: SnapshotId, comparator: SnapshotId
-) -> ComparedResults | None:
-    """Return the results of two snapshots on one suite; None if either has none."""
-    try:
-        paths = [evidence.locate(id, suite_hash or "") for id in (candidate, comparator)]
-        results = in_common(*(ItemResults.load(path) for path in paths))
-        values = zip(results[0].item_ids, *paired(*results), strict=True)
-        differences = sorted((after - before, id, before, after) for id, after, before in values)
-    except KeelError:
-        return None
-    return ComparedResults(candidate=paths[0], comparator=paths[1], changes=tuple(differences))
-
-
-def _texts(path: Path, ids: Collection[str], most: int) -> dict[str, tuple[str | None, str | None]]:
-    """Read prompt and answer by item, if the file has them."""
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(path)
-    stored = [name for name in ("prompt", "answer") if name in file.schema_arrow.names]
-    if not stored:
-        return {}
-    return {
-        row["item_id"]: (cut(row.get("prompt"), most), cut(row.get("answer"), most))
-        for row in file.read(columns=["item_id", *stored]).to_pylist()
-        if row["item_id"] in ids
-    }
 
 
 def samples_of(evidence: Evidence, verdict: Verdict, limits: Limits) -> tuple[ComparedItem, ...]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from html import escape
-from itertools import accumulate
 from typing import Self
 
 
@@ -92,17 +90,3 @@ class Limits:
             ("curves", "checks", "suites", "items", "samples", "metrics", "repair_charts"), 0
         )
         return replace(self, **none, reasons=1)
-
-
-def cut(text: object, most: int) -> str | None:
-    """Cut a text visibly to ``most`` bytes of HTML.
-
-    >>> cut("<abc>", 6), cut(None, 6)
-    ('<ab […]', None)
-    """
-    if text is None:
-        return None
-    whole = str(text)
-    sizes = accumulate(len(escape(c).encode("utf-8", "replace")) for c in whole[: most + 1])
-    fitting = sum(size <= most for size in sizes)
-    return whole if fitting == len(whole) else f"{whole[:fitting]} […]"

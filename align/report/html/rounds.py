@@ -15,8 +15,10 @@ from align.gate.summary import RATES, VerdictRow, folded_row, reason_of, row_of,
 from align.gate.verdict import Verdict
 from align.report.html.charts import Panel, Steps, curve, panels
 from align.report.html.forest import Scale, scale_of
-from align.report.html.items import ComparedItem, SaidAt, SuiteChanges, changes, said_of, samples_of
-from align.report.html.limits import Limits, cut
+from align.report.html.items import SaidAt, SuiteChanges, changes, said_of, samples_of
+from align.report.html.limits import Limits
+from align.report.printable import cut
+from align.report.records.compared import ComparedItem
 from align.report.records.history import Metric, reasons_of, summaries, watch_of
 from align.report.records.wall_time import WallTime, attempt_seconds, wall_time
 from align.report.tables import outcome_of

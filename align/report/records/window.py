@@ -7,7 +7,7 @@ number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from align.gate.evidence import Evidence
 from rollouts.errors import UserError, nearest
@@ -31,6 +31,10 @@ class Window:
     def __contains__(self, index: object) -> bool:
         return isinstance(index, int) and self.first <= index <= self.last
 
+    def newest(self, count: int) -> Window:
+        """Return the newest of these rounds."""
+        return replace(self, first=max(self.first, self.last - count + 1))
+
     @property
     def whole(self) -> bool:
         """True if no round is left out."""
@@ -46,6 +50,8 @@ class Window:
         """Say which rounds are shown, and how others are; empty where all are."""
         if self.whole:
             return ""
+        if self.first >= self.total:
+            return f"no round has the number {self.first:,} or a higher one: the last is {self.total - 1:,}"
         return (
             f"rounds {self.first:,} to {self.last:,} of 0 to {self.total - 1:,} are shown; "
             "--rounds FROM..TO shows others, --rounds all every one"
@@ -77,21 +83,22 @@ def window_of(evidence: Evidence, stated: str | None, newest: int = SHOWN_ROUNDS
             where="--rounds",
             remedy="write FROM..TO with names or numbers of rounds, a number for the newest, or all",
         )
-    first, last = (_place(word, places, ends) for word, ends in ((begin, 0), (end, last)))
-    if first > last:
+    first, end_place = (_place(word, places, ends) for word, ends in ((begin, 0), (end, last)))
+    if first > end_place and end:
         raise UserError(
             f"{stated!r} ends before it begins", where="--rounds", remedy=f"write {end}..{begin}"
         )
-    return Window(first=first, last=last, total=total)
+    return Window(first=first, last=min(last, end_place), total=total)
 
 
 def _place(word: str, places: dict[str, int], end: int) -> int:
-    """Return the place of a round by its name or number; of nothing, the campaign's own end."""
+    """Return the place of a round by its name or number, which may be beyond the last; of nothing, the
+    campaign's own end."""
     if not word:
         return end
     if word in places:
         return places[word]
-    if word.isdigit() and int(word) in set(places.values()):
+    if word.isdigit():
         return int(word)
     raise UserError(
         f"there is no round {word!r}", where="--rounds", remedy=nearest(word, list(places))

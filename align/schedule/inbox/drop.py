@@ -206,7 +206,8 @@ def _put_away(folder: Path, file: Path, intake: Intake) -> None:
     write_atomic(target / f"{name}.report.json", report.encode())
     try:
         os.replace(file, target / name)
-        close_to_others(target / name)
+        # Whoever dropped it did not think of that: a line for every file says nothing.
+        close_to_others(target / name, say=False)
     except FileNotFoundError:  # Somebody took it back; its rows are in.
         return
 

@@ -21,12 +21,13 @@ from align.config.store import StoreSettings
 from align.errors import KeelError, LedgerLost, StoreError, UserError
 from align.store.backups.ledger_backups import backups_of, copy_ledger, ledger_file
 from align.store.backups.lost import SERVER_REMEDY, read_backup, snapshots_in, sound_backups
-from align.store.backups.whole import check_backup, return_files
+from align.store.backups.whole import check_backup, count_of, return_files
 from align.store.database.database import Database
 from align.store.database.private import make_private
 from align.store.durable import replace, sync
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.tables.logs import collections
+from align.store.lookback import first_names
 from align.store.paths import StorePaths
 from align.store.snapshots.snapshots import SnapshotStore
 from align.store.store import open_store
@@ -145,7 +146,7 @@ def _replaced(config: StoreSettings, file: Path, backup: Path, folder: Path | No
     copy_ledger(backup, staged)
     paths = StorePaths(config.folder)
     aside = paths.next_aside()
-    before, collected = _rounds_in(file), _collected_in(file)
+    before, collected = _rounds_in(file), _collected_since(config, file)
     for ending in LOGS:
         _move(file.with_name(file.name + ending), aside / f"{file.name}{ending}")
     replace(staged, file)
@@ -201,6 +202,14 @@ def _collected_in(file: Path) -> list[tuple[SnapshotId, int, str]]:
     return []
 
 
+def _collected_since(config: StoreSettings, file: Path) -> list[tuple[SnapshotId, int, str]]:
+    """Return what was collected by the ledger that is replaced, or where that cannot be read, by the newest
+    of its backups that can."""
+    backups = backups_of(config)
+    newest = [] if backups is None else [path for path, _ in sound_backups(backups)]
+    return next(filter(None, map(_collected_in, [file, *newest])), [])
+
+
 def _collected_again(
     config: StoreSettings, ledger: Ledger, before: list[tuple[SnapshotId, int, str]]
 ) -> Iterator[str]:
@@ -209,8 +218,9 @@ def _collected_again(
     known -= open_store(config, ledger).snapshots.sizes().keys()
     gone = [row for row in before if row[0] in known]
     ledger.collect(gone)
-    for snapshot, _, reason in gone:
-        yield f"snapshot {snapshot[:12]} was collected after the backup: {reason}"
+    if gone:
+        names = first_names([snapshot[:12] for snapshot, _, _ in gone])
+        yield f"collected after the backup: {count_of(len(gone), 'snapshot')} ({names})"
 
 
 def _lost_rounds(ledger: Ledger, before: dict[str, str]) -> Iterator[str]:
@@ -223,27 +233,33 @@ def _lost_rounds(ledger: Ledger, before: dict[str, str]) -> Iterator[str]:
 def _unknown_snapshots(config: StoreSettings, ledger: Ledger) -> Iterator[str]:
     known = {record.id for record in ledger.snapshots()}
     snapshots = SnapshotStore(config.folder)
+    unknown = []
     for snapshot in sorted(snapshots.sizes().keys() - known):
         with suppress(KeelError):
             round = snapshots.manifest(snapshot).provenance.round
-            yield (
-                f"snapshot {snapshot[:12]} of round {round or 'none'} is not in this ledger; it stays "
-                "until keel gc --apply, and a round that makes the same weights finds it"
-            )
+            unknown.append(f"{snapshot[:12]} of round {round or 'none'}")
+    if unknown:
+        yield (
+            "not in this ledger, and kept until keel gc --apply for a round that makes the same weights: "
+            f"{count_of(len(unknown), 'snapshot')} ({first_names(unknown)})"
+        )
 
 
 def _moved_aside(paths: StorePaths, aside: Path, ledger: Ledger) -> Iterator[str]:
     """Move folders of attempts that the ledger does not know, and checkpoints that it has no hash of."""
     attempts = {(r.index, r.name, r.attempt) for r in ledger.attempts()}
-    hashes = ledger_hashes(ledger)
+    hashes, moved = ledger_hashes(ledger), list[str]()
     for index, name, round in paths.round_folders():
         for number, attempt in round.numbered_attempts():
             if (index, name, number) not in attempts:
                 _move(attempt.path, aside / paths.relative(attempt.path))
-                yield f"attempt {number} of round {name} is not in this ledger; its metrics lie in {aside}"
+                moved.append(f"attempt {number} of round {name}")
         for folder in round.all_checkpoints():
             if not any(path.startswith(f"{paths.relative(folder)}/") for path in hashes):
                 _move(folder, aside / paths.relative(folder))
+    if moved:
+        count = count_of(len(moved), "attempt")
+        yield f"not in this ledger, with metrics in {aside}: {count} ({first_names(moved)})"
 
 
 def ledger_hashes(ledger: Ledger) -> frozenset[str]:
@@ -255,17 +271,19 @@ def _missing(config: StoreSettings, ledger: Ledger) -> Iterator[str]:
     """Name accepted snapshots that the ledger knows and the store has not."""
     if config.is_remote:
         return
-    paths, snapshots = StorePaths(config.folder), SnapshotStore(config.folder)
+    snapshots = SnapshotStore(config.folder)
     collected = ledger.collected()
-    for record in ledger.rounds():
-        candidate = record.candidate
-        if record.state != "accepted" or candidate is None or candidate in collected:
-            continue
-        if not paths.snapshot(candidate).is_dir() and not snapshots.is_packed(candidate):
-            yield (
-                f"snapshot {candidate[:12]} of round {record.name} is not in this store: restore its "
-                "folder from a backup"
-            )
+    missing = [
+        f"{record.candidate[:12]} of round {record.name}"
+        for record in ledger.rounds()
+        if record.state == "accepted" and record.candidate and record.candidate not in collected
+        if not snapshots.is_here(record.candidate)
+    ]
+    if missing:
+        yield (
+            "not in this store, to be restored from a backup: "
+            f"{count_of(len(missing), 'snapshot')} ({first_names(missing)})"
+        )
 
 
 def check_source(path: Path) -> Path:

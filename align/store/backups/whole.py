@@ -18,6 +18,7 @@ from align.errors import KeelError, LedgerLost, UserError
 from align.store.backups.ledger_backups import SUFFIX, copy_ledger
 from align.store.durable import sync
 from align.store.ledger.ledger import Ledger
+from align.store.lookback import first_names
 from align.store.paths import NAMED_ELSEWHERE, StorePaths
 from align.store.snapshots.snapshots import SnapshotStore
 from align.store.store import Store
@@ -94,7 +95,7 @@ def return_files(backup: Path, store: Store, aside: Path) -> list[str]:
     Raises:
         KeelError: a file of the backup is not what the ledger says; what came before it was put back.
     """
-    returned = []
+    snapshots: list[str] = []
     saved = SnapshotStore(backup)
     for snapshot in _named(store.ledger):
         if not StorePaths(backup).snapshot(snapshot).is_dir() or _opens(store, snapshot):
@@ -107,14 +108,13 @@ def return_files(backup: Path, store: Store, aside: Path) -> list[str]:
             saved_snapshot.manifest.provenance,
             code=True,
         )
-        returned.append(f"snapshot {snapshot[:12]} is back")
+        snapshots.append(snapshot[:12])
     hashes = store.files.hashes()
     records = [path for path in StorePaths(backup).mirrored() if path not in hashes]
     records = [path for path in records if not (store.folder / path).exists()]
     for path in records:
         _copy(backup / path, store.folder / path)
-    if records:
-        returned.append(f"{len(records)} files of metrics, rollouts and other records are back")
+    files: list[str] = []
     for path, row in hashes.items():
         source, target = backup / path, store.folder / path
         if fault_of(target, row.sha256) is None or fault_of(source, row.sha256) is not None:
@@ -122,8 +122,26 @@ def return_files(backup: Path, store: Store, aside: Path) -> list[str]:
         if target.exists():
             _set_aside(target, aside / path)
         _copy(source, target)
-        returned.append(f"{path} is back")
-    return returned
+        files.append(path)
+    return [
+        f"back again: {count_of(len(names), noun)} ({first_names(names)})"
+        for names, noun in (
+            (snapshots, "snapshot"),
+            (records, "file of metrics, rollouts and other records"),
+            (files, "file that the ledger has hashes of"),
+        )
+        if names
+    ]
+
+
+def count_of(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> count_of(1, "file of records"), count_of(2, "file of records")
+    ('1 file of records', '2 files of records')
+    """
+    head, space, rest = noun.partition(" ")
+    return f"{number:,} {head}{'' if number == 1 else 's'}{space}{rest}"
 
 
 def check_backup(folder: Path) -> Path:

@@ -7,27 +7,15 @@ has to be told of a change, and a value is never older than the transaction that
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
+from rollouts.machine.collector import without_collector
+
 T = TypeVar("T")
 Stamp = tuple[Hashable, ...]
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Make many small objects without the search for cycles, which takes longer than making them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class Followed:

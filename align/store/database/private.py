@@ -28,7 +28,7 @@ def make_private(folder: Path) -> None:
             raise
 
 
-def close_to_others(path: Path, *, create: bool = False) -> None:
+def close_to_others(path: Path, *, create: bool = False, say: bool = True) -> None:
     """Take the rights on a file or folder of this user away from everybody else.
 
     Links are left alone, as is what belongs to another user, and a folder that many share (``/tmp``). The
@@ -36,6 +36,7 @@ def close_to_others(path: Path, *, create: bool = False) -> None:
 
     Args:
         create: a file that is missing is made.
+        say: write a log line where others could read it until now.
     """
     try:
         if create:
@@ -50,7 +51,7 @@ def close_to_others(path: Path, *, create: bool = False) -> None:
         is_shared = bool(status.st_mode & stat.S_ISVTX)
         if is_plain and not is_shared and status.st_uid == os.geteuid() and status.st_mode & OTHERS:
             os.chmod(f"/proc/self/fd/{descriptor}", stat.S_IMODE(status.st_mode) & ~OTHERS)
-            if status.st_size or stat.S_ISDIR(status.st_mode):
+            if say and (status.st_size or stat.S_ISDIR(status.st_mode)):
                 logger.warning("%s was open to other users and now is not", path)
     finally:
         os.close(descriptor)

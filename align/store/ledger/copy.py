@@ -1,15 +1,16 @@
 """A copy of a campaign's ledger, to try out what would happen: what is claimed in it is claimed nowhere.
 
-The copy is one view of the ledger, from one read transaction, whoever writes meanwhile. Of the inbox it
-holds as many rows as wait, as old as the oldest of them, and nothing that anybody sent.
+What a plan writes is copied, in one view of it: due rounds, their clocks, skips and reservations. Of the
+inbox the copy holds as many rows as wait, as old as the oldest of them, and nothing that anybody sent. All
+other tables of a file are shown and not copied, and refuse to be written; those of a server are copied too.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,22 +32,35 @@ from sqlalchemy import (
     make_url,
     select,
 )
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from align.config.campaign import CampaignConfig
 from align.config.store import sqlite_url
 from align.errors import LedgerLost, RunError
+from align.store.backups.ledger_backups import ledger_file
 from align.store.backups.lost import check_not_lost, damaged
 from align.store.database.private import close_to_others
 from align.store.ledger.ledger import Ledger
 from align.store.ledger.reservations import ready
-from align.store.ledger.tables.core import metadata
-from align.store.ledger.tables.inbox import inbox_requests, inbox_rows, inbox_streams
+from align.store.ledger.tables.core import metadata, store_schema
+from align.store.ledger.tables.due import due_claims, due_since
+from align.store.ledger.tables.inbox import (
+    inbox_requests,
+    inbox_reservations,
+    inbox_rows,
+    inbox_streams,
+)
+from align.store.ledger.tables.logs import due_skips
 from align.store.store import known_ledger
 
 ROWS_AT_ONCE = 1000
 LEFT_OUT = (inbox_requests.name, inbox_rows.name)
+WRITTEN = (store_schema, due_claims, due_since, due_skips, inbox_reservations, inbox_streams)
+"""Tables that claims are made in, and that which says that these are a ledger's."""
+SHOWN = "store"
+"""Name of the ledger beside its copy, within a connection."""
 
 
 @contextmanager
@@ -56,10 +70,24 @@ def ledger_copy(config: CampaignConfig) -> Iterator[Ledger]:
         file = Path(folder) / "ledger.db"
         close_to_others(file, create=True)
         url = sqlite_url(file)
+        path = ledger_file(config)
         with _reading(config) as source:
+            is_shown = source is not None and path is not None
             if source is not None:
-                _copy(source, url)
-        yield Ledger(url)
+                _copy(source, url, [t.name for t in WRITTEN] if is_shown else None)
+            tables = inspect(source).get_table_names() if is_shown and source is not None else []
+        copied = {*LEFT_OUT, *(table.name for table in WRITTEN)}
+        ledger = Ledger(url)
+        if path is not None and is_shown:
+            _show(ledger.database.engine, path, [name for name in tables if name not in copied])
+        try:
+            yield ledger
+        finally:
+            ledger.database.engine.dispose()
+            if path is not None and is_shown:
+                # Whoever only reads leaves a log behind, which goes with one who could write.
+                with suppress(DatabaseError), _file(path) as connection:
+                    connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
 
 
 @contextmanager
@@ -120,10 +148,7 @@ def _reading(config: CampaignConfig) -> Iterator[Connection | None]:
 @contextmanager
 def _file(path: Path) -> Iterator[Connection]:
     """Open a transaction that reads a ledger as it stands; `Database` would add tables to an old one."""
-    writers = os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists()
-    # Where nobody can write, neither can the files be made that keep readers and writers apart.
-    options = "mode=rw" if writers else "mode=ro&immutable=1"
-    file = f"file:{quote(str(path.absolute()))}?{options}"
+    file = _address(path, "mode=rw")
     # Without an isolation level the driver begins no transaction of its own.
     connect = partial(
         sqlite3.connect, file, uri=True, check_same_thread=False, isolation_level=None
@@ -134,10 +159,39 @@ def _file(path: Path) -> Iterator[Connection]:
         yield connection
 
 
-def _copy(source: Connection, url: str) -> None:
-    """Copy rows without the rules that guard them, since these forbid inserting in another order."""
+def _address(path: Path, options: str) -> str:
+    """Return the address of a ledger's file with options, or with those of a file that nobody can write."""
+    writers = os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists()
+    # Where nobody can write, neither can the files be made that keep readers and writers apart.
+    return f"file:{quote(str(path.absolute()))}?{options if writers else 'mode=ro&immutable=1'}"
+
+
+def _show(engine: Engine, path: Path, tables: Iterable[str]) -> None:
+    """Show tables of a ledger in every connection to its copy, where they come before the copy's own."""
+
+    @event.listens_for(engine, "do_connect")
+    def take_addresses(_: Any, __: Any, ___: Any, options: dict[str, Any]) -> None:
+        options["uri"] = True
+
+    @event.listens_for(engine, "connect")
+    def show(connection: Any, _: Any) -> None:
+        connection.execute(f"ATTACH ? AS {SHOWN}", (_address(path, "mode=ro"),))
+        for name in tables:
+            view = f'CREATE TEMP VIEW "{name}" AS SELECT * FROM {SHOWN}."{name}"'
+            connection.execute(view)
+
+    engine.dispose()
+
+
+def _copy(source: Connection, url: str, names: Collection[str] | None) -> None:
+    """Copy rows without the rules that guard them, since these forbid inserting in another order.
+
+    Args:
+        names: tables to copy; None: all.
+    """
     known = set(inspect(source).get_table_names())
-    tables = [t for t in metadata.sorted_tables if t.name in known]
+    chosen = known if names is None else known & {*names, *LEFT_OUT}
+    tables = [t for t in metadata.sorted_tables if t.name in chosen]
     plain = MetaData()
     for table in tables:
         table.to_metadata(plain)

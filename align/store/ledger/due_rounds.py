@@ -16,10 +16,10 @@ from align.config.messages.mistakes import mistakes_of
 from align.errors import StoreError
 from align.settings import Places
 from align.store.database.database import Database
-from align.store.database.followed import without_collector
 from align.store.ledger.tables.core import rounds
 from align.store.ledger.tables.due import due_claims
 from align.store.ledger.tables.logs import due_skips
+from rollouts.machine.collector import without_collector
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,7 +30,13 @@ from align.errors import KeelError, StaleAttempt, StoreBusy
 from align.store.database.database import Database
 from align.store.database.postgres import is_postgres
 from align.store.ledger.tables.core import REAL_8, lease_renewals, leases
-from rollouts.machine.process import ProcessIdentity, ProcessState, this_process
+from rollouts.machine.process import (
+    ProcessIdentity,
+    ProcessState,
+    named_inside,
+    sees_every_process,
+    this_process,
+)
 
 EXPIRY_S = 120.0
 """Silence after which a runner that cannot be looked at counts as dead, where it states no other."""
@@ -81,7 +87,12 @@ class Holder:
             # A clock that was set since then moves this time, so another one proves nothing.
             return "lives" if abs(process.create_time() - self.began) <= CLOCK_TICK_S else "unknown"
         except psutil.NoSuchProcess:
-            return "ended"
+            # In another PID namespace of this host it would have another number here, or none.
+            return (
+                "ended"
+                if sees_every_process() and not named_inside(self.process.pid)
+                else "unknown"
+            )
 
     @property
     def patience_s(self) -> float:

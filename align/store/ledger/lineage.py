@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy import select
+
 from align.store.ledger.ledger import AliasMove, Ledger, RoundRecord
+from align.store.ledger.tables.core import alias_moves
 from rollouts.errors import UserError, nearest
 from rollouts.types import SnapshotId
 
@@ -25,6 +28,10 @@ def lineage(accepted: Sequence[RoundRecord], snapshot: SnapshotId | None) -> fro
 
 def by_hand(ledger: Ledger) -> list[AliasMove]:
     """List moves of production that no verdict caused: to a snapshot that it had named before."""
+    with ledger.database.read() as connection:
+        targets = connection.scalars(select(alias_moves.c.target)).all()
+    if len(set(targets)) == len(targets):
+        return []
     earlier: set[SnapshotId] = set()
     moves = []
     for move in ledger.alias_moves():

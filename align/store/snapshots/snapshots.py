@@ -28,12 +28,14 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from align.errors import SnapshotError
 from align.store.durable import digest_of, sync
 from align.store.ledger.collected import Collected, CollectionLog
 from align.store.paths import StorePaths
 from align.store.remote import Remote
+from align.store.snapshots.holds import Hold, unheld
 from align.store.snapshots.manifest import (
     MANIFEST,
     FileEntry,
@@ -49,6 +51,7 @@ from rollouts.types import SnapshotId
 
 __all__ = ["FileEntry", "Manifest", "Provenance", "Snapshot", "SnapshotKind", "SnapshotStore"]
 
+T = TypeVar("T")
 CODE = ".py"
 SUFFIXES = frozenset({".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".model"})
 """Weights, configs, documents, vocabularies, chat templates, sentencepiece. None of them can run code."""
@@ -88,6 +91,8 @@ class SnapshotStore:
         paths = StorePaths(root.absolute())
         self._staging, self._snapshots, self._packed = paths.staging, paths.snapshots, paths.packed
         self._verified: dict[SnapshotId, tuple[Stamp, Snapshot]] = {}
+        self._references: dict[SnapshotId, SnapshotId] = {}
+        """Reference of every snapshot that was seen packed: always its parent."""
 
     def publish(
         self, write: Callable[[Path], None], provenance: Provenance, *, code: bool = False
@@ -119,6 +124,54 @@ class SnapshotStore:
         Raises:
             SnapshotError: missing, collected, or not the bytes the id stands for; ``where`` names the file.
         """
+        return self._settled(snapshot_id, lambda: self._open(snapshot_id))
+
+    def hold(self, snapshot_id: SnapshotId) -> tuple[Snapshot, Hold]:
+        """Open a snapshot that is neither packed nor removed while the hold is there.
+
+        Raises:
+            SnapshotError: see `open`.
+        """
+        while True:
+            snapshot = self.open(snapshot_id)
+            with suppress(FileNotFoundError):  # It was packed or removed in between.
+                return snapshot, Hold(snapshot.path)
+
+    @contextmanager
+    def reading(self, snapshot_id: SnapshotId) -> Iterator[Snapshot]:
+        """Open a snapshot that is neither packed nor removed within the block.
+
+        Raises:
+            SnapshotError: see `open`.
+        """
+        snapshot, hold = self.hold(snapshot_id)
+        try:
+            yield snapshot
+        finally:
+            hold.release()
+
+    def _settled(self, snapshot_id: SnapshotId, read: Callable[[], T]) -> T:
+        """Read a snapshot; once more where files were missing since it was packed or unpacked meanwhile."""
+        while True:
+            forms = self._forms(snapshot_id)
+            try:
+                return read()
+            except (SnapshotError, FileNotFoundError):
+                if self._forms(snapshot_id) == forms:
+                    raise
+
+    def _forms(self, snapshot_id: SnapshotId) -> list[tuple[SnapshotId, bool, bool]]:
+        """Tell of a snapshot, and of those that it is stored as a difference from, what there is of it."""
+        forms: list[tuple[SnapshotId, bool, bool]] = []
+        at: SnapshotId | None = snapshot_id
+        while at is not None:
+            forms.append((at, self._folder(at).is_dir(), self.is_packed(at)))
+            at = None
+            with suppress(SnapshotError):
+                at = self.reference(forms[-1][0])
+        return forms
+
+    def _open(self, snapshot_id: SnapshotId) -> Snapshot:
         folder = self._folder(snapshot_id)
         if not folder.exists() and (gone := self._collected(snapshot_id)) is not None:
             raise gone.error()
@@ -142,18 +195,25 @@ class SnapshotStore:
         Raises:
             SnapshotError: missing, or not the bytes the id stands for.
         """
-        folder = self._folder(snapshot_id)
         self._verified.pop(snapshot_id, None)
-        if self.is_packed(snapshot_id):
-            with self._staged() as scratch:
-                _verify(snapshot_id, self._whole(snapshot_id, scratch, again=True))
-            if not folder.exists():
-                return
-        if folder.exists() or self._remote is None:
+        if self._settled(snapshot_id, lambda: self._verified_here(snapshot_id)):
+            return
+        if self._remote is None:
             self.open(snapshot_id)
             return
         for fault in faults(self._remote, snapshot_id):
             raise SnapshotError(fault, remedy="restore this file from a backup")
+
+    def _verified_here(self, snapshot_id: SnapshotId) -> bool:
+        """Compare every byte of a snapshot in both forms; return False if it is here in none."""
+        packed, folder = self.is_packed(snapshot_id), self._folder(snapshot_id)
+        if packed:
+            with self._staged() as scratch:
+                _verify(snapshot_id, self._whole(snapshot_id, scratch, again=True))
+        whole = folder.exists()
+        if whole:
+            self._open(snapshot_id)
+        return packed or whole
 
     def manifest(self, snapshot_id: SnapshotId) -> Manifest:
         """Read the manifest of a snapshot, also of a collected one, without its files.
@@ -207,6 +267,10 @@ class SnapshotStore:
         """Tell if a snapshot is stored as a difference, whether it is whole here too or not."""
         return (self._packed / snapshot_id / MANIFEST).is_file()
 
+    def is_here(self, snapshot_id: SnapshotId) -> bool:
+        """Tell if there is a folder of a snapshot, whole or packed."""
+        return self._folder(snapshot_id).is_dir() or self.is_packed(snapshot_id)
+
     def reference(self, snapshot_id: SnapshotId) -> SnapshotId | None:
         """Return the snapshot that a packed one cannot be read without; None if it is not packed."""
         packed = self.is_packed(snapshot_id)
@@ -214,7 +278,8 @@ class SnapshotStore:
 
     def pack(self, snapshot_id: SnapshotId) -> bool:
         """Store a snapshot as its difference from its parent, and remove its whole files; return False if
-        it has no parent of its kind here, or would be the last of too long a chain. Hold the lease first.
+        it has no parent of its kind here, would make too long a chain, or is being read. Take the lease
+        first.
 
         What was packed, now or earlier, is unpacked and compared before anything is removed.
         """
@@ -223,8 +288,7 @@ class SnapshotStore:
             return False
         if not (self._unpacks(snapshot_id) or self._pack(snapshot_id)):
             return False
-        self._remove_folder(folder)
-        return True
+        return self._remove_folder(folder)
 
     def _unpacks(self, snapshot_id: SnapshotId) -> bool:
         """Tell if a snapshot is packed, and unpacks to the bytes that its id stands for."""
@@ -244,7 +308,8 @@ class SnapshotStore:
         if parent is None or not (self._folder(parent).is_dir() or self.is_packed(parent)):
             return False
         depth = 1 + self._depth(parent)
-        if depth >= WHOLE_EVERY or self.manifest(parent).provenance.kind != origin.kind:
+        too_long = depth + self._height(snapshot_id) >= WHOLE_EVERY
+        if too_long or self.manifest(parent).provenance.kind != origin.kind:
             return False
         snapshot = self.open(snapshot_id)
         with self._staged() as staging:
@@ -274,7 +339,8 @@ class SnapshotStore:
             with self._staged() as scratch:
                 _copy_files(self._whole(snapshot_id, scratch), target)
         else:
-            _copy_files(self.open(snapshot_id).path, target)
+            with self.reading(snapshot_id) as snapshot:
+                _copy_files(snapshot.path, target)
         _verify(snapshot_id, target)
 
     def _collected(self, snapshot_id: SnapshotId) -> Collected | None:
@@ -282,8 +348,20 @@ class SnapshotStore:
 
     def _depth(self, snapshot_id: SnapshotId) -> int:
         """Return the number of references that a snapshot is read through."""
-        packed = self.is_packed(snapshot_id)
-        return Delta.read(self._packed / snapshot_id).depth if packed else 0
+        depth, reference = 0, self.reference(snapshot_id)
+        while reference is not None:
+            depth, reference = depth + 1, self.reference(reference)
+        return depth
+
+    def _height(self, snapshot_id: SnapshotId) -> int:
+        """Return the number of snapshots in the longest chain of differences that rests on this one."""
+        for folder in self._packed.iterdir() if self._packed.is_dir() else ():
+            if ID.fullmatch(folder.name) and folder.name not in self._references:
+                self._references[folder.name] = Delta.read(folder).reference
+        height, level = 0, {snapshot_id}
+        while level := {s for s, r in self._references.items() if r in level and self.is_packed(s)}:
+            height += 1
+        return height
 
     def _unpack(self, snapshot_id: SnapshotId) -> None:
         """Make a packed snapshot a whole one again."""
@@ -325,16 +403,20 @@ class SnapshotStore:
             if folder.is_dir():
                 self._remove_folder(folder)
 
-    def _remove_folder(self, folder: Path) -> None:
-        """Take a folder away from its name at once, then remove it."""
+    def _remove_folder(self, folder: Path) -> bool:
+        """Take a folder away from its name at once, then remove it; return False if somebody reads it."""
         staging = self._staging / uuid.uuid4().hex
-        self._verified.pop(folder.name, None)
-        self._staging.mkdir(parents=True, exist_ok=True)
-        # A folder that may not be written to cannot be moved.
-        folder.chmod(0o755)
-        folder.rename(staging)
+        with unheld(folder) as free:
+            if not free:
+                return False
+            self._verified.pop(folder.name, None)
+            self._staging.mkdir(parents=True, exist_ok=True)
+            # A folder that may not be written to cannot be moved.
+            folder.chmod(0o755)
+            folder.rename(staging)
         sync(folder.parent)
         _discard(staging)
+        return True
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:

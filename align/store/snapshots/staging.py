@@ -24,15 +24,9 @@ LOCK = ".lock"
 def staged(root: Path) -> Iterator[Path]:
     """Make an empty folder to write into; what is still there when the block ends is removed."""
     folder = root / uuid.uuid4().hex
-    lock = folder.with_name(f"{folder.name}{LOCK}")
-    while True:
-        root.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # Another writer has just removed the root.
-            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            break
+    lock = _lock_of(folder)
+    descriptor = _locked(lock)
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         folder.mkdir()
         yield folder
     finally:
@@ -59,14 +53,34 @@ def clear_abandoned(root: Path) -> int:
     return count
 
 
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}{LOCK}")
+
+
+def _locked(lock: Path) -> int:
+    """Make the file of a lock and hold it; return its descriptor."""
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileNotFoundError:  # Another writer has just removed the root.
+            continue
+        # Whoever looks at a new lock holds it for an instant, and whoever clears may remove it.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+
+
 def _is_written(folder: Path) -> bool:
     """Tell if a folder's writer lives."""
     try:
-        descriptor = os.open(folder.with_name(f"{folder.name}{LOCK}"), os.O_WRONLY)
+        descriptor = os.open(_lock_of(folder), os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
@@ -78,7 +92,7 @@ def _is_written(folder: Path) -> bool:
 
 def _cleared(folder: Path) -> bool:
     """Remove a folder and its lock unless its writer lives; return True if there was a folder."""
-    lock = folder.with_name(f"{folder.name}{LOCK}")
+    lock = _lock_of(folder)
     descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         try:

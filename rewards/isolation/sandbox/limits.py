@@ -112,7 +112,7 @@ def limit(memory_bytes: int | None, processes: int | None = None) -> None:
 
 
 def end_first() -> None:
-    """When memory runs out, let the kernel end this process rather than the learner."""
+    """Let the kernel end this process rather than the learner when memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("800")
 

@@ -37,7 +37,7 @@ class TaskFile:
 
     path: Path
     config: Mapping[str, Any]
-    named: tuple[Function, ...] = ()
+    imported: tuple[Function, ...] = ()
     """Functions that the files name anywhere, also where another file or the suite replaces them: lm_eval
     imports each as it reads it."""
 
@@ -65,9 +65,9 @@ def read_task_file(path: Path, changes: Mapping[str, Any], where: str) -> TaskFi
     Raises:
         UserError: a file cannot be read, is no mapping, or includes itself.
     """
-    named: list[Function] = []
-    config = with_changes(_read(path, where, (), named), changes)
-    return TaskFile(path=path, config=config, named=tuple(named))
+    imported: list[Function] = []
+    config = with_changes(_read(path, where, (), imported), changes)
+    return TaskFile(path=path, config=config, imported=tuple(imported))
 
 
 def changes_of(spec: HarnessConfig, max_tokens: int | None) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
 
 def forbid_code(task: TaskFile, where: str) -> None:
     """Raise a `UserError` for a task that runs code of its own."""
-    names = [str(function) for function in task.named]
+    names = [str(function) for function in task.imported]
     names += [key for key in CODE_KEYS if task.config.get(key, False) is not False]
     if names:
         raise UserError(
@@ -170,13 +170,13 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _read(
-    path: Path, where: str, including: tuple[Path, ...], named: list[Function]
+    path: Path, where: str, including: tuple[Path, ...], imported: list[Function]
 ) -> dict[str, Any]:
     path = path.resolve()
     if path in including:
         raise UserError(f"the task file {path} includes itself", where=where)
     try:
-        config = _loader(path.parent, named)(path.read_text(encoding="utf-8")).get_single_data()
+        config = _loader(path.parent, imported)(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"the task file {path} cannot be read: {error}", where=where) from error
     if not isinstance(config, dict):
@@ -184,19 +184,19 @@ def _read(
     included = config.pop("include", None) or []
     merged: dict[str, Any] = {}
     for name in [included] if isinstance(included, str) else included:
-        merged |= _read(path.parent / name, where, (*including, path), named)
+        merged |= _read(path.parent / name, where, (*including, path), imported)
     return {**merged, **config}
 
 
-def _loader(folder: Path, named: list[Function]) -> type[yaml.SafeLoader]:
+def _loader(folder: Path, imported: list[Function]) -> type[yaml.SafeLoader]:
     class Loader(yaml.SafeLoader):
         """Plain data; a function stays a name."""
 
     def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Function:
         name = str(loader.construct_scalar(node))
         file = folder / f"{name.rpartition('.')[0].replace('.', '/')}.py"
-        named.append(Function(name=name, file=file if file.is_file() else None))
-        return named[-1]
+        imported.append(Function(name=name, file=file if file.is_file() else None))
+        return imported[-1]
 
     Loader.add_constructor("!function", function)
     return Loader

@@ -7,6 +7,7 @@ record; attempt 0 is the plan. JSON and times (ISO 8601, UTC) are text, readable
 from __future__ import annotations
 
 from sqlalchemy import (
+    DOUBLE_PRECISION,
     REAL,
     BigInteger,
     CheckConstraint,
@@ -20,7 +21,6 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION
 from sqlalchemy.types import TypeEngine
 
 from align.store.ledger.tables.rules import execute, forbid

@@ -7,6 +7,7 @@ import itertools
 import json
 import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
 from align.campaign import run_campaign
@@ -37,6 +39,7 @@ from align.store.ledger.tables.inbox import inbox_streams
 from align.store.store import open_ledger
 from launch.cli import app
 from tests.unit.campaigns import Starter, Watcher, campaign, raw_campaign
+from tests.unit.nights import with_nights
 
 LORA = {"rank": 4, "alpha": 8, "targets": ["q_proj", "down_proj"]}
 
@@ -213,6 +216,29 @@ def test_a_copy_holds_what_can_be_counted(tmp_path: Path, caplog: pytest.LogCapt
             assert b"rev _ 7 =" not in file.read_bytes()
             assert not caplog.messages, "a fresh file is nobody else's from the start"
         assert not file.exists()
+
+
+def test_a_copy_shows_what_it_does_not_copy(tmp_path: Path) -> None:
+    evidence = with_nights(tmp_path, 30)
+    config, original = evidence.config, evidence.ledger
+    original.database.engine.dispose()
+    before = sorted(path.name for path in config.folder.iterdir())
+    with ledger_copy(config) as copied:
+        assert copied.rounds() == original.rounds()
+        assert copied.evaluations() == original.evaluations()
+        with closing(sqlite3.connect(str(copied.database.engine.url.database))) as file:
+            counts = [file.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                      for table in ("rounds", "evaluations", "due_claims")]  # fmt: skip
+        assert counts == [0, 0, 30]
+        with (
+            pytest.raises(OperationalError, match="it is a view"),
+            copied.database.engine.begin() as connection,
+        ):
+            connection.exec_driver_sql("DELETE FROM rounds")
+        with copied.database.write() as connection:
+            connection.exec_driver_sql("DELETE FROM due_since")
+    original.database.engine.dispose()
+    assert sorted(path.name for path in config.folder.iterdir()) == before
 
 
 def test_a_copy_is_one_view_of_a_ledger_that_grows(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from align.gate.evidence import Evidence
 from align.report.export.export import export
 from align.report.html.data import CampaignView, collect
 from align.report.html.items import spread
-from align.report.html.limits import cut
 from align.report.html.page import page_of
+from align.report.printable import cut
 from align.report.records.acts import acts_of
 from align.report.records.seals import seals_of
 from align.store.ledger.reservations import reservations_by_round

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import which
@@ -20,8 +21,13 @@ from align.errors import StaleAttempt, StoreBusy
 from align.store.ledger import leases
 from align.store.ledger.leases import Claimant, Holder, Lease, take_lease
 from align.store.ledger.ledger import Ledger
-from align.store.snapshots.staging import clear_abandoned, staged
-from rollouts.machine.process import ProcessIdentity, ProcessState, this_process
+from align.store.snapshots.staging import abandoned, clear_abandoned, staged
+from rollouts.machine.process import (
+    ProcessIdentity,
+    ProcessState,
+    sees_every_process,
+    this_process,
+)
 from tests.unit.ledgers import RAM, python, raw, started, url
 
 
@@ -179,11 +185,14 @@ def test_leases_of_old_versions_are_read(tmp_path: Path) -> None:
             take_lease(ledger.database, replace(claimant, look=Holder.state)).release()
             assert watching.now - start == pytest.approx(leases.OLD_EXPIRY_S)
     with ledger.lease():
-        by_an_old_version(tmp_path, pid=2**22 + 1)
-        with ledger.lease() as lease:
-            assert lease.predecessor == "ended"
+        by_an_old_version(tmp_path, pid=NOBODY)
+        lease = take_lease(ledger.database, replace(claimant, look=Holder.state))
+        assert lease.predecessor == ("ended" if sees_every_process() else "unknown")
+        lease.release()
 
 
+NOBODY = 2**22 - 7
+"""Number that no process here has."""
 IN_A_NAMESPACE = ("unshare", "-Urpf", "--mount-proc")
 
 
@@ -210,6 +219,26 @@ def test_runners_of_two_pid_namespaces_do_not_replace_each_other(tmp_path: Path)
         assert [answer(other), answer(other)] == ["ready", "busy"]
         other.communicate("")
         lease.beat()
+
+
+@pytest.mark.skipif(not namespaces_are_allowed(), reason="the kernel refuses PID namespaces")
+def test_an_old_version_in_another_pid_namespace_is_not_taken_over_at_once(tmp_path: Path) -> None:
+    """Its number is nobody's here: nothing but its silence says that it ended."""
+    ledger = started(tmp_path)
+    numbered = ("sh", "-c", f'echo {NOBODY - 1} > /proc/sys/kernel/ns_last_pid; "$@"; true', "sh")
+    inside = python(CLAIMING, url(tmp_path), "120", before=(*IN_A_NAMESPACE, *numbered))
+    tell(inside, "go")
+    assert [answer(inside), answer(inside)] == ["ready", "won"]
+    with raw(tmp_path) as connection:
+        (number,) = connection.execute("SELECT pid FROM claims").fetchone()
+    assert number == NOBODY and not psutil.pid_exists(number)
+    by_an_old_version(tmp_path, pid=number)
+    watching = Simulation()
+    claimant = replace(watching.claimant("near", boot="a"), look=Holder.state)
+    lease = take_lease(ledger.database, claimant)
+    assert watching.now == pytest.approx(leases.OLD_EXPIRY_S) and lease.predecessor == "unknown"
+    lease.release()
+    inside.communicate("done\n")
 
 
 @dataclass
@@ -337,6 +366,30 @@ TestTakeovers = Takeovers.TestCase
 TestTakeovers.settings = settings(
     max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_looking_for_what_was_abandoned_leaves_writers_their_lock(tmp_path: Path) -> None:
+    """Lookers hold a new lock for an instant; its writer waits, and does not go on without."""
+    root = tmp_path / "staging"
+    root.mkdir()
+    (root / "kept").mkdir()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            abandoned(root)
+
+    lookers = [threading.Thread(target=look) for _ in range(2)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(300):
+            with staged(root) as folder:
+                assert folder not in abandoned(root)
+    finally:
+        stop.set()
+        for looker in lookers:
+            looker.join()
 
 
 def test_staging_is_removed_once_its_writer_is_gone(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_the_row_of_a_campaign_names_its_nights_alone(stores: list[Evidence]) ->
     ("stated", "shown"),
     [
         (None, (11, 60)), ("20", (41, 60)), ("all", (0, 60)), ("nightly-3..7", (3, 7)),
-        ("..plain", (0, 0)), ("58..", (58, 60)),
+        ("..plain", (0, 0)), ("58..", (58, 60)), ("58..900", (58, 60)),
     ],
 )  # fmt: skip
 def test_a_window_is_a_range_of_rounds(
@@ -151,7 +151,15 @@ def test_a_window_is_a_range_of_rounds(
     assert bool(window.sentence) == (shown != (0, 60))
 
 
-@pytest.mark.parametrize("stated", ["nightly-99..", "7..3", "first", "900..901"])
+@pytest.mark.parametrize("stated", ["900..901", "61.."])
+def test_a_range_beyond_the_last_round_is_empty(stores: list[Evidence], stated: str) -> None:
+    window = window_of(stores[0], stated)
+    assert not entries(stores[0], window)
+    assert not status_of(stores[0], window).rounds
+    assert window.sentence.endswith("a higher one: the last is 60")
+
+
+@pytest.mark.parametrize("stated", ["nightly-99..", "7..3", "first"])
 def test_a_range_that_is_none_is_refused(stores: list[Evidence], stated: str) -> None:
     with pytest.raises(UserError) as error:
         window_of(stores[0], stated)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from align.errors import SnapshotError
 from align.store.snapshots.packed import WHOLE_EVERY, _regrouped, _restored
 from align.store.snapshots.snapshots import Provenance, Snapshot, SnapshotStore
+from tests.unit.ledgers import RAM
 
 
 def published(
@@ -56,6 +59,63 @@ def test_a_chain_comes_back_bit_by_bit(tmp_path: Path, dtype: torch.dtype, most:
         assert (path / "model.safetensors").read_bytes() == contents[snapshot.id]
         assert load_file(path / "model.safetensors")["w"].dtype == dtype
     assert not fresh.staged()
+
+
+@given(order=st.permutations(range(1, WHOLE_EVERY + 3)))
+@settings(max_examples=8, deadline=None)
+def test_no_order_of_packing_makes_a_longer_chain(order: list[int]) -> None:
+    with TemporaryDirectory(dir=RAM) as folder:
+        store = SnapshotStore(Path(folder))
+        chain = [published(store, None, {"w": torch.zeros(8)})]
+        for step in range(1, WHOLE_EVERY + 3):
+            chain.append(published(store, chain[-1], {"w": torch.full((8,), float(step))}))
+        for place in order:
+            store.pack(chain[place].id)
+        depths = [store._depth(snapshot.id) for snapshot in chain]
+        assert 0 < max(depths) < WHOLE_EVERY
+        for snapshot in chain:
+            SnapshotStore(Path(folder)).verify(snapshot.id)
+
+
+def test_what_somebody_reads_is_neither_packed_nor_removed(tmp_path: Path) -> None:
+    """Readers and runner are other processes; a lock of this one holds against itself, too."""
+    store, runner = SnapshotStore(tmp_path), SnapshotStore(tmp_path)
+    base = published(store, None, {"w": weights(torch.float32)})
+    child = published(store, base, {"w": weights(torch.float32) + 1e-5})
+    with store.reading(child.id) as snapshot:
+        assert not runner.pack(child.id) and runner.is_packed(child.id)
+        runner.remove([child.id])
+        assert load_file(snapshot.path / "model.safetensors")["w"].shape == (20_000,)
+    assert runner.pack(child.id) and not child.path.exists()
+    runner.remove([child.id])
+    assert not runner.is_here(child.id)
+
+
+def test_readers_beside_a_runner_that_packs_find_every_byte(tmp_path: Path) -> None:
+    """Between two looks of a reader a snapshot is packed, and whole again, at any time."""
+    store = SnapshotStore(tmp_path)
+    base = published(store, None, {"w": weights(torch.float32)})
+    child = published(store, base, {"w": weights(torch.float32) + 1e-5})
+    stop = threading.Event()
+
+    def run() -> None:
+        runner = SnapshotStore(tmp_path)
+        while not stop.is_set():
+            runner.pack(child.id)
+            runner.open(child.id)
+
+    packer = threading.Thread(target=run)
+    packer.start()
+    try:
+        for _ in range(15):
+            reader = SnapshotStore(tmp_path)
+            reader.verify(child.id)
+            with reader.reading(child.id) as snapshot:
+                load_file(snapshot.path / "model.safetensors")
+            reader.open(child.id)
+    finally:
+        stop.set()
+        packer.join()
 
 
 def test_what_is_whole_again_is_packed_again_at_once(tmp_path: Path) -> None:

@@ -11,14 +11,18 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy import update
 
+from align.config.retention.anchors import AnchorConfig, AnchorsConfig
 from align.config.store import KeepConfig
 from align.errors import SnapshotError
 from align.gate.evidence import stored_evidence
+from align.store.backups.ledger_backups import copy_ledger
 from align.store.ledger.lineage import move_production
+from align.store.ledger.tables.core import evaluations
 from align.store.snapshots.snapshots import Provenance, SnapshotStore
 from align.upkeep.collect import BY_HAND, collect, plan_collection, tidy
-from align.upkeep.needed import needed_snapshots
+from align.upkeep.needed import _View, needed_snapshots
 from align.upkeep.verify import verify
 from rollouts.errors import KeelError
 from tests.unit.decided import keel
@@ -164,6 +168,61 @@ def test_the_best_so_far_stays(tmp_path: Path) -> None:
     assert best in needed
     collect(life.evidence, LITTLE, alone=True)
     assert life.store.snapshots.open(best)
+
+
+def test_of_equal_results_the_one_that_the_gate_compares_with_stays(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    life.round(gain=20)
+    for _ in range(4):
+        assert life.round(gain=25) == "accepted"  # As good as each other on the general suite.
+    line = [life.evidence.base, *life.evidence.accepted("policy").values()]
+    shared = [e for e in life.ledger.evaluations() if e.suite == "general"]
+    assert len({e.mean for e in shared}) == 1
+    # Whatever was recorded first, the first on the line competes.
+    with life.ledger.database.write() as connection:
+        connection.execute(
+            update(evaluations)
+            .where(evaluations.c.snapshot == line[0])
+            .values(recorded="2999-01-01T00:00:00.000+00:00")
+        )
+    view = _View(life.evidence, LITTLE, ())
+    assert {e.snapshot for e in view._best_results(["general"])} == {line[0]}
+
+
+def test_what_a_template_to_come_names_stays(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    for gain in (20, 25, 25, 25, 25):
+        assert life.round(gain=gain) == "accepted"
+    named = life.evidence.accepted("policy")["nightly-1"]
+    assert named not in needed_snapshots(life.evidence, LITTLE)
+    (nightly,) = [spec for spec in life.stated.rounds if spec.name == "nightly"]
+    anchor = AnchorConfig.model_validate({"to": "round:nightly-1", "beta": 1.0})
+    template = nightly.model_copy(update={"anchors": AnchorsConfig(new=(anchor,))})
+    needed = needed_snapshots(life.evidence, LITTLE, [template])
+    assert needed[named] == "anchors of round nightly"
+    unnamed = plan_collection(life.evidence, LITTLE, alone=True)
+    assert named in {entry.name for entry in unnamed.garbage}
+    gone = collect(life.evidence, LITTLE, alone=True, stated=[template])
+    assert named not in {entry.name for entry in gone.garbage}
+
+
+def test_an_older_backup_beside_a_lost_ledger_learns_what_was_collected_since(
+    tmp_path: Path,
+) -> None:
+    life = Life(tmp_path)
+    life.round(gain=20)
+    life.round(gain=0)
+    old = tmp_path / "old.db"
+    copy_ledger(life.config.folder / "ledger.db", old)
+    path = tmp_path / "campaign.yaml"
+    path.write_text(json.dumps(life.stated.model_dump(mode="json", exclude_unset=True)))
+    assert keel("gc", str(path), "--apply")[0] == 0  # Backs the ledger up.
+    gone = life.ledger.collected()
+    life.ledger.database.engine.dispose()
+    (life.config.folder / "ledger.db").unlink()
+    code, output = keel("restore", str(path), "--from", str(old))[:2]
+    assert code == 0 and "collected after the backup: 1 snapshot" in output
+    assert stored_evidence(life.config).ledger.collected() == gone
 
 
 def test_a_round_under_way_keeps_what_it_made_and_looks_back_on(tmp_path: Path) -> None:

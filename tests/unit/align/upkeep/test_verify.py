@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
@@ -91,6 +92,14 @@ def test_an_artifact_that_rounds_to_come_need_is_missed(life: Life) -> None:
     (fault,) = verified(life).faults
     assert fault.path == life.store.paths.relative(artifact)
     assert fault.fault == "is missing"
+
+
+def test_a_folder_that_is_gone_is_missing_and_not_damaged(life: Life) -> None:
+    folder = weights(life).parent
+    folder.chmod(0o755)
+    rmtree(folder)
+    (fault,) = verified(life).faults
+    assert (fault.path, fault.fault) == (life.store.paths.relative(folder), "is missing")
 
 
 def test_a_row_that_names_nothing_is_named(life: Life) -> None:

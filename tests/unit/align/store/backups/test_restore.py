@@ -131,8 +131,8 @@ def test_going_back_says_what_is_lost_and_moves_it_aside(tmp_path: Path) -> None
     restored = restore_ledger(config, saved)
     told = "\n".join(restored.lines())
     assert f"round round1 was {state} after the backup; keel run trains and judges it again" in told
-    assert told.count("is not in this ledger; it stays until keel gc --apply") == 1
-    assert "attempt 1 of round round1 is not in this ledger" in told
+    assert told.count("same weights: 1 snapshot (") == 1
+    assert "1 attempt (attempt 1 of round round1)" in told
     assert not (config.folder / "rounds/01-round1/attempt-1").exists()
     assert (restored.aside / "rounds/01-round1/attempt-1/metrics.jsonl").is_file()
     assert (restored.aside / "rounds/01-round1/checkpoint/x").is_file()
@@ -180,8 +180,8 @@ def test_a_whole_store_comes_back(tmp_path: Path) -> None:
     del evidence
     file.unlink()
     told = restore_ledger(config, tmp_path / "whole").lost
-    assert f"{record.path} is back" in told
-    assert f"snapshot {snapshot.parent.name[:12]} is back" in told
+    assert f"back again: 1 snapshot ({snapshot.parent.name[:12]})" in told
+    assert f"back again: 1 file that the ledger has hashes of ({record.path})" in told
     again = stored_evidence(config)
     assert not list(again.faults())
     assert again.store.snapshots.open(snapshot.parent.name).kind == "model"
@@ -223,8 +223,8 @@ def test_a_backup_goes_without_what_was_collected_and_names_what_is_lost(tmp_pat
     collect(evidence, BY_HAND, alone=True)
     assert write_backup(evidence.store, file, tmp_path / "whole").missing == ()
     # The older ledger knows nothing of the collection.
-    told = restore_ledger(evidence.config, tmp_path / "before.db").lines()
-    assert any(line.startswith(f"snapshot {rejected[:12]} was collected") for line in told)
+    told = [*restore_ledger(evidence.config, tmp_path / "before.db").lines()]
+    assert f"collected after the backup: 1 snapshot ({rejected[:12]})" in told
     again = stored_evidence(evidence.config)
     assert again.ledger.collected() == {rejected}
     assert verify(again, lambda name, total: None).whole
