@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 KEEL = "from launch.cli import main; main()"
 MARK = "KEEL_FAULT"
 """Variable by which the processes of a try are found."""
+COMPILED = "torchinductor_"
+"""Beginning of the name of torch's cache, which all programs of a user share and keep."""
+SHARED = Path("/dev/shm")
 DEADLINE_S = 900.0
 """Seconds after which a run counts as hanging."""
 LEAVE_S = 20.0
@@ -76,6 +79,7 @@ def campaign_file(folder: Path) -> Path:
         "suites": [
             {"name": "general", "prompts": "demo://general", "metric": "exact_match", "items": 30}
         ],
+        "gate": {"mode": "observe"},
     }  # fmt: skip
     file = folder / "campaign.yaml"
     file.write_text(json.dumps(campaign))
@@ -170,7 +174,17 @@ def leftovers(file: Path, mark: str, shared: set[str]) -> list[str]:
             names.append(f"process {' '.join(process.cmdline())[:80]}")
         with suppress(psutil.Error):
             process.kill()
-    names += [f"/dev/shm/{name}" for name in {*os.listdir("/dev/shm")} - shared]
+    here = {path.name for path in SHARED.iterdir() if path.is_file()} - shared - _used_by_others()
+    return [*names, *(str(SHARED / name) for name in sorted(here))]
+
+
+def _used_by_others() -> set[str]:
+    """Return the names of shared memory that a living process has mapped; those of a try have ended."""
+    names = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            lines = maps.read_text("utf-8", "replace").splitlines()
+            names |= {line.rpartition("/")[2] for line in lines if str(SHARED) in line}
     return names
 
 
@@ -180,7 +194,8 @@ def stayed(file: Path) -> list[str]:
 
     store = config_of(file).folder
     stages = (store / "staging").glob("*")
-    files = [*unfinished(store), *scratch(store), *stages, *(file.parent / "tmp").glob("*")]
+    temporary = [p for p in (file.parent / "tmp").iterdir() if not p.name.startswith(COMPILED)]
+    files = [*unfinished(store), *scratch(store), *stages, *temporary]
     return [str(path.relative_to(file.parent)) for path in files]
 
 
@@ -192,7 +207,7 @@ def struck(kind: str, number: signal.Signals, seed: int, folder: Path) -> FaultO
         undisturbed.mkdir(exist_ok=True)
         length.write_text(str(finished(campaign_file(undisturbed))))
     file, mark = campaign_file(folder), uuid.uuid4().hex
-    shared = {*os.listdir("/dev/shm")}
+    shared = {*os.listdir(SHARED)}
     process = run(file, mark)
     moment = random.Random(seed).uniform(0.1, 0.9) * float(length.read_text())
     with suppress(subprocess.TimeoutExpired):

@@ -14,7 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fault_clients, fault_crashes, fault_kills, fault_life, fault_takeovers
+from benchmarks import (
+    fault_clients,
+    fault_crashes,
+    fault_hours,
+    fault_kills,
+    fault_life,
+    fault_matrix,
+    fault_takeovers,
+)
 from benchmarks.campaigns import append_result, load_results, several_of
 from benchmarks.common import parser, prepare, processor, show
 from benchmarks.fault_trial import FaultOutcome, FaultTrial
@@ -23,7 +31,9 @@ PAGES = Path(__file__).resolve().parents[1] / "docs" / "results"
 BEGIN, END = "<!-- table: benchmarks.faults -->", "<!-- end of the table -->"
 TRIALS: Mapping[str, FaultTrial] = {
     **fault_crashes.TRIALS,
+    **fault_matrix.TRIALS,
     **fault_kills.TRIALS,
+    **fault_hours.TRIALS,
     **fault_takeovers.TRIALS,
     **fault_life.TRIALS,
     **fault_clients.TRIALS,

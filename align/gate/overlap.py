@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from align.config.gate import OverlapConfig
 from align.data.examples.fingerprints import AT_ONCE, ItemIndex, Units, fingerprint, ngrams, words
+from align.store.durable import write_atomic
 from align.store.paths import StorePaths
 from rollouts.errors import UserError
 
@@ -186,9 +187,8 @@ def forbid(overlap: Overlap) -> None:
 
 def save_overlaps(folder: Path, overlaps: Iterable[Overlap]) -> None:
     """Keep with a store's evidence what was compared and found."""
-    path = StorePaths(folder).overlaps
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(overlap) for overlap in overlaps], indent=1) + "\n")
+    content = json.dumps([asdict(overlap) for overlap in overlaps], indent=1) + "\n"
+    write_atomic(StorePaths(folder).overlaps, content.encode())
 
 
 def load_overlaps(folder: Path) -> tuple[Overlap, ...]:

@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from align.store.durable import write_atomic
 from rollouts.errors import KeelError, RunError, UserError
 from rollouts.machine.variables import passed_on
 
@@ -172,7 +173,7 @@ class CheckpointJudge:
             logger.warning("step %d was not judged: %s", state.global_step, error)
             self.failed[state.global_step] = str(error)
             return
-        (folder / VERDICT).write_text(json.dumps(judgement, indent=2) + "\n", "utf-8")
+        write_atomic(folder / VERDICT, (json.dumps(judgement, indent=2) + "\n").encode())
         self.judgements[state.global_step] = judgement
         if judgement["accepted"]:
             self.best = folder

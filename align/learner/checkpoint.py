@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from align.errors import SnapshotError
 from align.learner.ranks.ranks import Ranks
 from align.learner.ranks.sharding import local
-from align.store.durable import sync
+from align.store.durable import replace, sync
 from align.store.run_folder import CHECKPOINT, STAGING, checkpoint_at, checkpoints_in
 from align.store.snapshots.staging import clear_abandoned, staged
 
@@ -148,8 +147,7 @@ def publish_checkpoint(staging: Path, final: Path) -> None:
     """Give a complete folder its name, then remove every other checkpoint."""
     sync(staging)
     shutil.rmtree(final, ignore_errors=True)
-    os.replace(staging, final)
-    sync(final.parent)
+    replace(staging, final)
     for other in checkpoints_in(final.parent).values():
         if other != final:
             shutil.rmtree(other)

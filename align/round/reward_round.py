@@ -67,6 +67,7 @@ def train(plan: RoundPlan, session: Session) -> RewardLearner:
         with phase("learning"):
             metrics = learner.update(rows_of(units))
         session.log(plan, step, metrics)
+    session.keep_times(plan.index, plan.spec.name, plan.attempt)
     return learner
 
 

@@ -108,7 +108,6 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
             with phase("learning"):
                 metrics = training.update(batch)
             sync_metrics = rollouts.sync(index + 1)
-            keep_checkpoint(plan, session, training, index + 1, rollouts)
             if index % spec.meter_every == 0 or index == spec.steps - 1:
                 metrics |= measure_drift(
                     plan, session.engine, rollouts.encoder, training, rollouts.engine_version
@@ -120,6 +119,7 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
             metrics |= plan.environment_metrics
             metrics |= plan.mixture.replayed_counts(step.scored)
             session.log(plan, index, watch.observe(index, step.scored, metrics))
+            keep_checkpoint(plan, session, training, index + 1, rollouts)
         return watch.finish()
 
 

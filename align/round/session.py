@@ -27,6 +27,7 @@ from align.round.times.clock import PhaseClock, phase
 from align.round.times.record import AttemptTimes
 from align.store.changes.code import record_code
 from align.store.changes.earlier_versions import as_read
+from align.store.durable import make_folder, sync
 from align.store.ledger.amendments import user_name
 from align.store.ledger.ledger import Ledger
 from align.store.run_folder import RunFolder
@@ -246,17 +247,22 @@ class Session:
         """Add a line to the attempt's ``metrics.jsonl``, and tell the observer of the step."""
         with phase("records"):
             path = self.run_folder(plan).metrics
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with path.open("a") as file:
                 file.write(json.dumps({"step": step, **metrics}, sort_keys=True) + "\n")
-            self.keep_times(plan.index, plan.spec.name, plan.attempt)
+            self.keep_times(plan.index, plan.spec.name, plan.attempt, flush=False)
             self.claim.beat()
             self.observer.on_step(plan, step, metrics)
 
-    def keep_times(self, index: int, name: str, attempt: int) -> None:
-        """Write down the wall time of an attempt so far."""
+    def keep_times(self, index: int, name: str, attempt: int, *, flush: bool = True) -> None:
+        """Write down the wall time of an attempt so far; ``flush``: with its metrics, durably."""
         times = AttemptTimes(seconds=self.clock.seconds(), before=self.clock.before)
-        times.save(self.store.paths.attempt(index, name, attempt).path)
+        folder = self.store.paths.attempt(index, name, attempt)
+        times.save(folder.path, flush=flush)
+        for part in (folder, *folder.repairs()) if flush else ():
+            if part.metrics.is_file():
+                sync(part.metrics)
+                sync(part.path)
 
     def suites(self) -> list[Suite]:
         """Return the suites that policies are measured on in the round that is due, without sealed ones.

@@ -1,10 +1,16 @@
-"""Files that survive a power cut: contents reach the disk before a name points at them."""
+"""Files that survive a power cut: contents reach the disk before a name points at them.
+
+Every file of a store is written here, or into a folder that gets its name here:
+`tests/unit/repository/test_durable_writes.py` holds the list of all others, with reasons.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
@@ -20,22 +26,49 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, durably; it does not matter whether they are there."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync(folder.parent)
+
+
 def replace(staged: Path, path: Path) -> None:
-    """Give a file whose contents are on the disk its name, durably; what had the name is gone."""
+    """Give a file or folder whose contents are on the disk its name, durably; a file that had the name
+    is gone."""
     os.replace(staged, path)
     sync(path.parent)
+    if staged.parent != path.parent:
+        sync(staged.parent)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace ``path`` as a whole: a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
+    """Yield the path of a file to write, which replaces ``path`` as a whole when the block ends: a reader
+    sees the old content or the new, never a part.
+
+    Args:
+        flush: False for what a power cut may take.
+    """
+    make_folder(path.parent)
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        staged.write_bytes(content)
-        sync(staged)
-        replace(staged, path)
+        yield staged
+        if flush:
+            sync(staged)
+            replace(staged, path)
+        else:
+            os.replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes, *, flush: bool = True) -> None:
+    """Replace ``path`` as `replacing` does."""
+    with replacing(path, flush=flush) as staged:
+        staged.write_bytes(content)
 
 
 def digest_of(path: Path) -> tuple[int, str]:

@@ -13,13 +13,12 @@ counts from its manifest on, which is copied last.
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from align.errors import RunError
-from align.store.durable import sync, write_atomic
+from align.store.durable import make_folder, replace, sync, write_atomic
 from align.store.paths import MIRRORED, StorePaths
 from align.store.remote import Remote
 from align.store.run_folder import CHECKPOINT, is_of_checkpoint
@@ -125,7 +124,7 @@ class Mirror:
         """Replace a file by the one there; returns its version, None where it has gone meanwhile."""
         assert self.remote is not None
         local = self._folder / path
-        local.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(local.parent)
         staged = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
         try:
             for _ in range(TRIES):
@@ -134,7 +133,7 @@ class Mirror:
                 self.remote.download(path, staged)
                 if staged.stat().st_size == int(version.rpartition("/")[2]):
                     sync(staged)
-                    os.replace(staged, local)
+                    replace(staged, local)
                     return version
                 version = self.remote.versions(path).get(path)
         except FileNotFoundError:

@@ -10,6 +10,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from align.store.durable import sync
 from rollouts.errors import UserError
 
 BYTES = 32
@@ -72,6 +73,7 @@ def _make(file: Path) -> None:
             os.fsync(descriptor)
         with suppress(FileExistsError):
             os.link(name, file)
+        sync(file.parent)
     finally:
         os.unlink(name)
 

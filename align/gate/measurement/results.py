@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from align.store.durable import sync
+from align.store.durable import replacing
 from rewards.library.corpus.formulas import Array, Formula, formula_from
 from rollouts.errors import RunError
 from rollouts.types import FinishReason, SnapshotId
@@ -150,15 +149,8 @@ class ItemResults:
                 },
             }
         ).replace_schema_metadata({METADATA: json.dumps(header, sort_keys=True).encode()})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            pq.write_table(table, staging)
-            sync(staging)
-            os.replace(staging, path)
-        finally:
-            staging.unlink(missing_ok=True)
-        sync(path.parent)
+        with replacing(path) as staged:
+            pq.write_table(table, staged)
 
     @classmethod
     def load(cls, path: str | Path) -> ItemResults:

@@ -20,6 +20,7 @@ from align.learner.model.loading import load_model
 from align.learner.model.policy import Policy, completion_outputs
 from align.learner.references import PlaceOf, here
 from align.learner.teachers.companions import check_companion
+from align.store.durable import replacing
 from rollouts.errors import RunError
 
 FILE = "critic.safetensors"
@@ -80,9 +81,9 @@ class Critic:
         the policy's."""
         from safetensors.torch import save_file
 
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in self.named_tensors().items()}
-        save_file(tensors, folder / FILE)
+        with replacing(folder / FILE) as staged:
+            save_file(tensors, staged)
 
     def load(self, folder: Path) -> None:
         """Take over what `save` wrote."""

@@ -27,7 +27,7 @@ from align.report.export.card import (
     source_name,
 )
 from align.settings import stated
-from align.store.durable import sync
+from align.store.durable import replace, sync
 from align.store.ledger.ledger import RoundRecord
 from align.store.snapshots.contained import copy_contained
 from align.store.snapshots.snapshots import Snapshot, SnapshotStore
@@ -118,7 +118,7 @@ def _write(
         for path in (*staged.iterdir(), staged):
             sync(path)
         # An empty folder is replaced; one that has been filled meanwhile is not.
-        staged.rename(folder)
+        replace(staged, folder)
     finally:
         rmtree(staged, ignore_errors=True)
 

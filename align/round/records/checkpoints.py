@@ -26,6 +26,8 @@ def keep_checkpoint(
     if step % plan.spec.checkpoint_every == 0 and step < plan.spec.steps:
         with phase("checkpoints"):
             session.claim.beat()  # A runner that was replaced must not remove its successor's.
+            # The watch of the next attempt hears the signals of these steps from their metrics.
+            session.keep_times(plan.index, plan.spec.name, plan.attempt)
             folder = session.checkpoint_folder(plan)
             extra = {
                 "failures": plan.scorer.failures(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from align.round.records.documents import prompted, reading_units
 from align.round.records.history import keep_history
 from align.round.session import seed_of
 from align.round.times.clock import phase
+from align.store.durable import replace
 from align.store.paths import StorePaths
 from align.store.stored_files import fault_of
 from rollouts.collect import collect
@@ -183,7 +183,7 @@ def _require(
         again = path.with_name(f".{path.name}.again")
         make().save(again)
         if fault_of(again, files.hash_of(path)) is None:
-            os.replace(again, path)
+            replace(again, path)
             session.observer.note(f"{path.name} {fault}; made again from the data of {spec.name}")
             files.record([path], f"made again: the file {fault}")
         again.unlink(missing_ok=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from align.store.durable import write_atomic
 from align.store.run_folder import RunFolder
 
 
@@ -21,13 +21,14 @@ class AttemptTimes:
     before: Mapping[str, float] = field(default_factory=dict)
     """Seconds of the run between its start, or its last round, and this attempt."""
 
-    def save(self, folder: Path) -> None:
-        """Write the file into an attempt's folder; a reader sees the old one or the new one."""
-        folder.mkdir(parents=True, exist_ok=True)
-        file = RunFolder(folder).times
-        staging = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        staging.write_text(json.dumps(asdict(self), sort_keys=True) + "\n")
-        os.replace(staging, file)
+    def save(self, folder: Path, *, flush: bool = True) -> None:
+        """Write the file into an attempt's folder; a reader sees the old one or the new one.
+
+        Args:
+            flush: False after a step, whose time a power cut may take.
+        """
+        content = json.dumps(asdict(self), sort_keys=True) + "\n"
+        write_atomic(RunFolder(folder).times, content.encode(), flush=flush)
 
     @classmethod
     def load(cls, folder: Path) -> AttemptTimes | None:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from align.round.watch.detectors import Signal
+from align.store.durable import write_atomic
 from align.store.run_folder import RunFolder
 
 
@@ -59,11 +60,8 @@ class WatchRecord:
 
     def save(self, folder: Path) -> None:
         """Write it beside the attempt's metrics, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        file = RunFolder(folder).signals
-        draft = file.with_name(f"{file.name}.part")
-        draft.write_text(json.dumps(asdict(self), indent=2, sort_keys=True))
-        draft.replace(file)
+        content = json.dumps(asdict(self), indent=2, sort_keys=True)
+        write_atomic(RunFolder(folder).signals, content.encode())
 
     @classmethod
     def load(cls, folder: Path) -> WatchRecord:

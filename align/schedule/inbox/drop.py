@@ -22,8 +22,8 @@ from time import monotonic, sleep, time_ns
 
 from align.schedule.inbox.inbox import Inbox
 from align.schedule.inbox.rows import USER, StreamForm, form_of
+from align.store import durable
 from align.store.database.private import close_to_others, make_private
-from align.store.durable import write_atomic
 from align.store.paths import InboxPaths
 from rollouts.errors import RunError, UserError
 from rollouts.rows import READERS, read_rows
@@ -203,9 +203,9 @@ def _put_away(folder: Path, file: Path, intake: Intake) -> None:
     target = (paths.done if intake.error is None else paths.failed) / (intake.stream or "")
     name = f"{time_ns() // 1000}-{intake.file}"
     report = json.dumps(asdict(intake), indent=1, sort_keys=True) + "\n"
-    write_atomic(target / f"{name}.report.json", report.encode())
+    durable.write_atomic(target / f"{name}.report.json", report.encode())
     try:
-        os.replace(file, target / name)
+        durable.replace(file, target / name)
         # Whoever dropped it did not think of that: a line for every file says nothing.
         close_to_others(target / name, say=False)
     except FileNotFoundError:  # Somebody took it back; its rows are in.

@@ -16,7 +16,7 @@ from pathlib import Path
 from align.config.store import sqlite_url
 from align.errors import KeelError, LedgerLost, UserError
 from align.store.backups.ledger_backups import SUFFIX, copy_ledger
-from align.store.durable import sync
+from align.store.durable import make_folder, replace, replacing, sync
 from align.store.ledger.ledger import Ledger
 from align.store.lookback import first_names
 from align.store.paths import NAMED_ELSEWHERE, StorePaths
@@ -70,8 +70,7 @@ def write_backup(store: Store, ledger_file: Path, target: Path) -> StoreBackup:
         for folder, _, names in os.walk(staged):
             for path in (*(Path(folder, name) for name in names), Path(folder)):
                 sync(path)
-        os.rename(staged, target)
-        sync(target.absolute().parent)
+        replace(staged, target.absolute())
     except OSError as error:
         raise UserError(
             f"the backup could not be written ({error.strerror})",
@@ -255,20 +254,14 @@ def _copy_listed(source: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
+    with replacing(target) as staged:
         shutil.copyfile(source, staged)
-        sync(staged)
-        os.replace(staged, target)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def _set_aside(path: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     path.chmod(path.stat().st_mode | 0o700)  # A snapshot's folder may not be moved otherwise.
-    os.rename(path, target)
+    replace(path, target)
 
 
 def _remove(folder: Path) -> None:

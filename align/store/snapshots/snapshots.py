@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from align.errors import SnapshotError
-from align.store.durable import digest_of, sync
+from align.store.durable import digest_of, make_folder, replace, sync
 from align.store.ledger.collected import Collected, CollectionLog
 from align.store.paths import StorePaths
 from align.store.remote import Remote
@@ -321,11 +321,10 @@ class SnapshotStore:
             again.mkdir()
             unpack(packed, reference, again)
             _verify(snapshot_id, again)
-            self._packed.mkdir(exist_ok=True)
+            make_folder(self._packed)
             if (self._packed / snapshot_id).is_dir():
                 self._remove_folder(self._packed / snapshot_id)
-            packed.rename(self._packed / snapshot_id)
-            sync(self._packed)
+            replace(packed, self._packed / snapshot_id)
         return True
 
     def copy(self, snapshot_id: SnapshotId, target: Path) -> None:
@@ -413,15 +412,14 @@ class SnapshotStore:
             self._staging.mkdir(parents=True, exist_ok=True)
             # A folder that may not be written to cannot be moved.
             folder.chmod(0o755)
-            folder.rename(staging)
-        sync(folder.parent)
+            replace(folder, staging)
         _discard(staging)
         return True
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:
         """Make a folder to write a snapshot into, which is gone afterwards."""
-        self._snapshots.mkdir(parents=True, exist_ok=True)
+        make_folder(self._snapshots)
         try:
             with staged(self._staging) as staging:
                 yield staging
