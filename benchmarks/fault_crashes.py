@@ -154,6 +154,10 @@ def started(
     return process
 
 
+def silent(name: str, total: int) -> None:
+    """Say nothing of what `verify` reads."""
+
+
 def wait(process: BaseProcess, folder: Path) -> None:
     """Wait until a driver has run to its end.
 
@@ -201,7 +205,7 @@ def faults_of(folder: Path) -> list[str]:
     from align.upkeep.verify import verify
 
     home = folder / "home"
-    faults = [fault.sentence for fault in verify(stored_evidence(config_of(folder))).faults]
+    faults = [fault.sentence for fault in verify(stored_evidence(config_of(folder)), silent).faults]
     hidden = {*home.rglob(".*"), *unfinished(home / "cache"), *home.rglob("staging/*")}
     left = [str(p.relative_to(folder)) for p in sorted(hidden) if p.name != MIRROR_INDEX]
     return faults + [f"{path} stayed" for path in left]

@@ -22,6 +22,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.fault_crashes import silent
 from benchmarks.fault_disk import WatchedDisk
 from benchmarks.fault_matrix import CUT, WAYS
 from benchmarks.fault_trial import FaultOutcome, FaultTrial
@@ -33,7 +34,7 @@ HOURS = 24
 START = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 SOURCES = ("rev", "inc", "sort", "rotl")
 """Tasks of the demo world whose pairs arrive in turn."""
-PAIRS = 20
+PAIRS = 32
 """Pairs of an hour."""
 OPERATIONS = 200
 """Operations of an hour's driver among which a fault is drawn."""
@@ -89,7 +90,7 @@ def drop_pairs(folder: Path, hour: int) -> None:
     source, number = SOURCES[hour % len(SOURCES)], hour // len(SOURCES)
     rows = [
         {"prompt": e.prompt, "chosen": e.answer, "rejected": e.answer[::-1]}
-        for e in examples(source, 200)[number * PAIRS :]
+        for e in examples(source, 8 * PAIRS)[number * PAIRS :]
         if e.answer != e.answer[::-1]
     ]
     file = drop / f"{hour}.jsonl"
@@ -198,7 +199,7 @@ def broken_after(folder: Path, hour: int) -> list[str]:
     from align.upkeep.verify import verify
 
     evidence = stored_evidence(config_of(folder))
-    names = [fault.sentence for fault in verify(evidence).faults]
+    names = [fault.sentence for fault in verify(evidence, silent).faults]
     names += [f"{r.name} is {r.state}" for r in evidence.ledger.rounds() if not r.closed]
     if (done := len(evidence.committed())) != hour + 1:
         names.append(f"{done} rounds in {hour + 1} hours")

@@ -86,9 +86,11 @@ class Counting:
     def __call__(self, run: Callable[[], None]) -> None:
         """Run a campaign to its end."""
         disk = WatchedDisk(folder=self.folder / "home", kept=self.folder / "kept")
-        with disk.watch():
-            run()
-        (self.folder / "points.json").write_text(json.dumps(disk.sites))
+        try:
+            with disk.watch():
+                run()
+        finally:  # A command ends by SystemExit.
+            (self.folder / "points.json").write_text(json.dumps(disk.sites))
 
 
 def points_of(folder: Path) -> dict[str, int]:
