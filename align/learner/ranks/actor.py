@@ -87,7 +87,7 @@ class RankActor:
         return open_root(self._stack)
 
     def join(self, rank: int, size: int, files: NodeFolder) -> None:
-        """Become one of several ranks.
+        """Take a place among several ranks.
 
         Args:
             files: places of the driver's files on this node.
@@ -192,14 +192,17 @@ class RankActor:
         import psutil
         import ray
 
-        own = LOOPBACK if host == LOOPBACK else ray.util.get_node_ip_address()
-        addresses = psutil.net_if_addrs().items()
-        named = [name for name, listed in addresses if any(a.address == own for a in listed)]
-        for variable in INTERFACES if named else ():
+        address = LOOPBACK if host == LOOPBACK else ray.util.get_node_ip_address()
+        interfaces = [
+            name
+            for name, entries in psutil.net_if_addrs().items()
+            if any(entry.address == address for entry in entries)
+        ]
+        for variable in INTERFACES if interfaces else ():
             if host == LOOPBACK:
-                os.environ[variable] = named[0]
+                os.environ[variable] = interfaces[0]
             else:
-                os.environ.setdefault(variable, named[0])
+                os.environ.setdefault(variable, interfaces[0])
 
     def _meet(self, host: str, port: int, listener: int | None = None) -> Any:
         import torch

@@ -290,8 +290,8 @@ class LearnerGroup:
         witness, content = self._scratch / f"witness-{uuid.uuid4().hex}", uuid.uuid4().hex
         witness.write_text(content)
         calls = {
-            place * per_node: group[0].spot.remote(witness, content)
-            for place, group in enumerate(groups)
+            number * per_node: group[0].spot.remote(witness, content)
+            for number, group in enumerate(groups)
         }
         spots: list[Spot] = list(self._wait(calls, deadline_s, "start").values())
         witness.unlink()
@@ -301,11 +301,11 @@ class LearnerGroup:
         nodes = [
             LearnerNode(
                 address=spots[index].address,
-                ranks=tuple(range(place * per_node, (place + 1) * per_node)),
+                ranks=tuple(range(number * per_node, (number + 1) * per_node)),
                 actor=groups[index][0],
                 sees_driver=spots[index].sees_driver,
             )
-            for place, index in enumerate(order)
+            for number, index in enumerate(order)
         ]
         self._transfer = FileTransfer(nodes, self._answers)
 

@@ -34,9 +34,9 @@ class NodeFolder:
 
     def written(self, path: Path) -> Path:
         """Return where this node writes what the driver is to have at a path; its parent exists then."""
-        place = self.copy_of(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return place
+        copy = self.copy_of(path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        return copy
 
     def copy_of(self, path: Path) -> Path:
         """Return the place of a copy."""
@@ -44,18 +44,18 @@ class NodeFolder:
 
     def append(self, path: Path, chunk: bytes) -> None:
         """Add bytes to the copy of a file."""
-        place = self.copy_of(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("ab") as file:
+        copy = self.copy_of(path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with copy.open("ab") as file:
             file.write(chunk)
 
     def digests(self, folder: Path) -> dict[str, tuple[int, str]]:
         """Return size and sha256 of each file in the copy of a folder, or of a file, by its path in it."""
-        place = self.copy_of(folder)
-        if place.is_file():
-            return {"": digest_of(place)}
-        files = sorted(path for path in place.rglob("*") if path.is_file())
-        return {path.relative_to(place).as_posix(): digest_of(path) for path in files}
+        copy = self.copy_of(folder)
+        if copy.is_file():
+            return {"": digest_of(copy)}
+        files = sorted(path for path in copy.rglob("*") if path.is_file())
+        return {path.relative_to(copy).as_posix(): digest_of(path) for path in files}
 
     def chunk(self, path: Path, offset: int, size: int) -> bytes:
         """Read bytes of a file that this node wrote."""
@@ -66,9 +66,9 @@ class NodeFolder:
     def remove(self, path: Path) -> None:
         """Remove a copy."""
         if self.root is not None:
-            place = self.copy_of(path)
-            shutil.rmtree(place, ignore_errors=True)
-            place.unlink(missing_ok=True)
+            copy = self.copy_of(path)
+            shutil.rmtree(copy, ignore_errors=True)
+            copy.unlink(missing_ok=True)
 
 
 def open_root(stack: ExitStack) -> Path:

