@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -53,7 +54,7 @@ class WatchedDisk:
     """Operations so far, each as its name and the path from the folder."""
     sites: Counter[str] = field(default_factory=Counter)
     """Times that the code came to each site; see `Point`."""
-    _listings: dict[int, dict[str, int]] = field(default_factory=dict)
+    _listings: dict[int, dict[str, os.stat_result]] = field(default_factory=dict)
     """Entries of each folder by name when it was last fsynced; numbers are inodes."""
     _owner: int = field(default_factory=os.getpid)
 
@@ -132,7 +133,9 @@ class WatchedDisk:
 
     def _keep_folder(self, path: Path) -> None:
         with os.scandir(path) as entries:
-            self._listings[os.stat(path).st_ino] = {entry.name: entry.inode() for entry in entries}
+            self._listings[os.stat(path).st_ino] = {
+                entry.name: entry.stat(follow_symlinks=False) for entry in entries
+            }
 
     def _keep_file(self, path: Path) -> None:
         target = self.kept / str(path.stat().st_ino)
@@ -143,9 +146,9 @@ class WatchedDisk:
         """Write a folder with the entries that it was last fsynced with."""
         target.mkdir()
         paths = self._paths()
-        for name, number in self._listings.get(inode, {}).items():
-            here = paths.get(number)
-            if here is not None and here.is_dir():
+        for name, status in self._listings.get(inode, {}).items():
+            number, here = status.st_ino, paths.get(status.st_ino, Path(os.devnull))
+            if stat.S_ISDIR(status.st_mode):
                 self._rebuild(here, number, target / name)
             elif name.endswith(SQLITE):
                 continue

@@ -128,7 +128,8 @@ def handed_on(ledger: Ledger, recorded: Collection[str]) -> frozenset[str]:
 
 def unfinished(folder: Path) -> list[Path]:
     """List records that were being written when a process died. Hold the lease first."""
-    hidden = (path for name in MIRRORED for path in (folder / name).rglob(".*"))
+    mirrored = (path for name in MIRRORED for path in (folder / name).rglob(".*"))
+    hidden = (*folder.glob(".*"), *mirrored)
     return sorted(path for path in hidden if UNFINISHED.fullmatch(path.name) and path.is_file())
 
 

@@ -14,7 +14,7 @@ from align.store.ledger.ledger import Ledger
 from align.store.mirror import Mirror
 from align.store.remote import Remote
 from align.store.store import Store
-from align.store.superseded import superseded_in
+from align.store.superseded import superseded_in, unfinished
 from tests.unit.campaigns import Starter, Watcher, campaign, no_engine, rounds
 from tests.unit.ledgers import BASE, FIRST, REPORT, started
 
@@ -223,3 +223,12 @@ def test_a_campaign_leaves_at_its_url_what_its_ledger_names(tmp_path: Path) -> N
     assert {
         p for p in files_in(fresh.folder) if p.endswith(".parquet") and "/rollouts/" not in p
     } == records
+
+
+def test_what_was_being_written_is_found_wherever_a_store_writes(tmp_path: Path) -> None:
+    number = "0123456789abcdef" * 2
+    staged = [f"..mirror.json.{number}", f"rounds/00-a/.times.json.{number}", "replay/.a.parquet.again"]
+    for name in (*staged, ".mirror.json", ".env", "rounds/00-a/.times.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert unfinished(tmp_path) == [tmp_path / name for name in sorted(staged)]
