@@ -52,6 +52,8 @@ from rollouts.types import SnapshotId
 __all__ = ["FileEntry", "Manifest", "Provenance", "Snapshot", "SnapshotKind", "SnapshotStore"]
 
 T = TypeVar("T")
+LOOKS = 20
+"""Times that a snapshot is read which others pack or unpack meanwhile."""
 CODE = ".py"
 SUFFIXES = frozenset({".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".model"})
 """Weights, configs, documents, vocabularies, chat templates, sentencepiece. None of them can run code."""
@@ -151,14 +153,21 @@ class SnapshotStore:
             hold.release()
 
     def _settled(self, snapshot_id: SnapshotId, read: Callable[[], T]) -> T:
-        """Read a snapshot; once more where files were missing since it was packed or unpacked meanwhile."""
-        while True:
+        """Read a snapshot; once more where files were missing since it was packed or unpacked meanwhile.
+
+        A snapshot that was both looks as it did before, so one that is said to be missing though it is here
+        is read again too.
+        """
+        for _ in range(LOOKS):
             forms = self._forms(snapshot_id)
             try:
                 return read()
-            except (SnapshotError, FileNotFoundError):
-                if self._forms(snapshot_id) == forms:
+            except (SnapshotError, FileNotFoundError) as error:
+                is_here = self._folder(snapshot_id).is_dir() or self.is_packed(snapshot_id)
+                was_missed = isinstance(error, MissingSnapshot | FileNotFoundError) and is_here
+                if self._forms(snapshot_id) == forms and not was_missed:
                     raise
+        return read()
 
     def _forms(self, snapshot_id: SnapshotId) -> list[tuple[SnapshotId, bool, bool]]:
         """Tell of a snapshot, and of those that it is stored as a difference from, what there is of it."""
@@ -464,9 +473,13 @@ class SnapshotStore:
         return self._snapshots / snapshot_id
 
 
+class MissingSnapshot(SnapshotError):
+    """A snapshot whose folder is not there."""
+
+
 def _require(folder: Path) -> None:
     if folder.is_symlink() or not folder.is_dir():
-        raise SnapshotError(
+        raise MissingSnapshot(
             f"no snapshot {folder.name[:12]} in this store",
             where=str(folder),
             cause="it was removed by hand, or the ledger belongs to another store",

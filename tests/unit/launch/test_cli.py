@@ -76,6 +76,7 @@ def test_help_imports_little(arguments: list[str]) -> None:
     assert {name for name in modules if name.startswith("rollouts.")} == {
         "rollouts.errors",
         "rollouts.machine",
+        "rollouts.machine.collector",
         "rollouts.machine.stopping",
     }
     assert len(modules) <= 500

@@ -227,7 +227,11 @@ def test_a_campaign_leaves_at_its_url_what_its_ledger_names(tmp_path: Path) -> N
 
 def test_what_was_being_written_is_found_wherever_a_store_writes(tmp_path: Path) -> None:
     number = "0123456789abcdef" * 2
-    staged = [f"..mirror.json.{number}", f"rounds/00-a/.times.json.{number}", "replay/.a.parquet.again"]
+    staged = [
+        f"..mirror.json.{number}",
+        f"rounds/00-a/.times.json.{number}",
+        "replay/.a.parquet.again",
+    ]
     for name in (*staged, ".mirror.json", ".env", "rounds/00-a/.times.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
