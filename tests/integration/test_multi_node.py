@@ -328,6 +328,7 @@ def has_engine(machine: Machine) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif((reason := why_not()) is not None, reason=reason or "")
 @pytest.mark.timeout(600)
 def test_a_machine_is_lost_and_comes_back(
