@@ -118,8 +118,11 @@ def train(plan: RoundPlan, session: Session) -> tuple[str, ...]:
             metrics |= {**step.metrics, **sync_metrics, **plan.scorer.metrics}
             metrics |= plan.environment_metrics
             metrics |= plan.mixture.replayed_counts(step.scored)
-            session.log(plan, index, watch.observe(index, step.scored, metrics))
+            metrics = watch.observe(index, step.scored, metrics)
+            # The next attempt's watch hears of these steps from their lines.
+            session.write_step(plan, index, metrics)
             keep_checkpoint(plan, session, training, index + 1, rollouts)
+            session.observer.on_step(plan, index, metrics)
         return watch.finish()
 
 

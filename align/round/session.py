@@ -245,6 +245,11 @@ class Session:
 
     def log(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
         """Add a line to the attempt's ``metrics.jsonl``, and tell the observer of the step."""
+        self.write_step(plan, step, metrics)
+        self.observer.on_step(plan, step, metrics)
+
+    def write_step(self, plan: RoundPlan, step: int, metrics: Mapping[str, float]) -> None:
+        """Add a line to the attempt's ``metrics.jsonl``."""
         with phase("records"):
             path = self.run_folder(plan).metrics
             make_folder(path.parent)
@@ -252,7 +257,6 @@ class Session:
                 file.write(json.dumps({"step": step, **metrics}, sort_keys=True) + "\n")
             self.keep_times(plan.index, plan.spec.name, plan.attempt, flush=False)
             self.claim.beat()
-            self.observer.on_step(plan, step, metrics)
 
     def keep_times(self, index: int, name: str, attempt: int, *, flush: bool = True) -> None:
         """Write down the wall time of an attempt so far; ``flush``: with its metrics, durably."""

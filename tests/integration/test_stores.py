@@ -142,7 +142,7 @@ def test_a_campaign_goes_on_from_machine_to_machine(
         run_campaign(
             CampaignConfig.model_validate(one),
             start_engine=Starter(),
-            observer=Watcher(stop_at=("second", 1)),
+            observer=Watcher(stop_at=("second", 0)),
         )
     watcher = Watcher()
     evidence = run_campaign(
