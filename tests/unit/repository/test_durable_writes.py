@@ -53,7 +53,7 @@ ALLOWED = {
     "align/round/external/round.py:train": REMADE,
     "align/round/external/round.py:publish.write": STAGED,
     "align/round/rollout_table.py:save_records": "the table is a buffer, which `write_atomic` writes",
-    "align/round/session.py:Session.log": LOG,
+    "align/round/session.py:Session.write_step": LOG,
     "align/schedule/inbox/drop.py:alone": LOCK,
     "align/store/backups/ledger_backups.py:_private": "the empty file is one that SQLite fills; the copy "
     "is brought to the disk before it gets its name",
