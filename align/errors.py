@@ -65,6 +65,10 @@ class SnapshotError(RunError):
     exit_code = UserError.exit_code
 
 
+class MissingSnapshot(SnapshotError):
+    """A snapshot whose folder is not in the store."""
+
+
 class StaleAttempt(RunError):
     """A write by a runner that has been replaced. Nothing was written."""
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from align.errors import SnapshotError
+from align.errors import MissingSnapshot, SnapshotError
 from align.store.durable import digest_of, make_folder, replace, sync
 from align.store.ledger.collected import Collected, CollectionLog
 from align.store.paths import StorePaths
@@ -163,8 +163,8 @@ class SnapshotStore:
             try:
                 return read()
             except (SnapshotError, FileNotFoundError) as error:
-                is_here = self._folder(snapshot_id).is_dir() or self.is_packed(snapshot_id)
-                was_missed = isinstance(error, MissingSnapshot | FileNotFoundError) and is_here
+                is_missing = isinstance(error, MissingSnapshot | FileNotFoundError)
+                was_missed = is_missing and self.is_here(snapshot_id)
                 if self._forms(snapshot_id) == forms and not was_missed:
                     raise
         return read()
@@ -471,10 +471,6 @@ class SnapshotStore:
         if not ID.fullmatch(snapshot_id):
             raise SnapshotError(f"{snapshot_id!r} is no snapshot id; ids are 64 hexadecimal digits")
         return self._snapshots / snapshot_id
-
-
-class MissingSnapshot(SnapshotError):
-    """A snapshot whose folder is not there."""
 
 
 def _require(folder: Path) -> None:

@@ -95,7 +95,8 @@ def test_readers_beside_a_runner_that_packs_find_every_byte(tmp_path: Path) -> N
     """Between two looks of a reader a snapshot is packed, and whole again, at any time."""
     store = SnapshotStore(tmp_path)
     base = published(store, None, {"w": weights(torch.float32)})
-    child = published(store, base, {"w": weights(torch.float32) + 1e-5})
+    expected = {"w": weights(torch.float32) + 1e-5}
+    child = published(store, base, expected)
     stop = threading.Event()
 
     def run() -> None:
@@ -111,7 +112,9 @@ def test_readers_beside_a_runner_that_packs_find_every_byte(tmp_path: Path) -> N
             reader = SnapshotStore(tmp_path)
             reader.verify(child.id)
             with reader.reading(child.id) as snapshot:
-                load_file(snapshot.path / "model.safetensors")
+                assert torch.equal(
+                    load_file(snapshot.path / "model.safetensors")["w"], expected["w"]
+                )
             reader.open(child.id)
     finally:
         stop.set()
