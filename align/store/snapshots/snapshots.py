@@ -428,8 +428,8 @@ class SnapshotStore:
     @contextmanager
     def _staged(self) -> Iterator[Path]:
         """Make a folder to write a snapshot into, which is gone afterwards."""
-        make_folder(self._snapshots)
         try:
+            make_folder(self._snapshots)
             with staged(self._staging) as staging:
                 yield staging
         except OSError as error:
