@@ -408,7 +408,7 @@ class EngineConfig(Settings):
 
     @property
     def division(self) -> DeviceDivision:
-        """DeviceDivision of one engine over its devices."""
+        """Division of one engine's model over its devices."""
         return DeviceDivision(
             tensor=self.tensor_parallel,
             pipeline=self.pipeline_parallel,

@@ -1,4 +1,4 @@
-"""DeviceDivision of one engine's model over several devices, and what a model must be like for it."""
+"""Division of one engine's model over several devices, and what a model must be like for it."""
 
 from __future__ import annotations
 

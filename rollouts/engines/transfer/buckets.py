@@ -65,7 +65,7 @@ def pack(bucket: Sequence[TensorForm], pairs: Iterable[tuple[str, Tensor]], buff
     """Copy the bucket's tensors, which come next, into a buffer of bytes.
 
     Raises:
-        ValueError: another tensor came than was announced: receivers would read other weights.
+        ValueError: another tensor came than was announced, or none: receivers would read other weights.
     """
     import torch
 
@@ -77,6 +77,8 @@ def pack(bucket: Sequence[TensorForm], pairs: Iterable[tuple[str, Tensor]], buff
         part = buffer[start : start + form.nbytes]
         part.copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
         start += form.nbytes
+    if start < buffer.numel():
+        raise ValueError(f"tensors ended {buffer.numel() - start} bytes before the bucket's end")
 
 
 def unpack(bucket: Sequence[TensorForm], buffer: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -49,6 +49,8 @@ def test_another_tensor_than_announced_is_not_sent():
     form = TensorForm("a", "float32", (2,))
     with pytest.raises(ValueError, match="expect"):
         pack([form], [("b", torch.zeros(2))], torch.empty(8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="tensors ended 8 bytes before"):
+        pack([form], [], torch.empty(8, dtype=torch.uint8))
 
 
 class Layers:
