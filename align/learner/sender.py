@@ -89,7 +89,7 @@ class DirectTransfer:
         self._ranks, self._backend, self._timeout_s = ranks, backend, timeout_s
         self._engines: tuple[Any, ...] = ()
         self._sender: WeightSender | None = None
-        self._client = EngineClient((), 0)
+        self._client = EngineClient((), 0, timeout_s=timeout_s)
 
     def send(self, version: str, actors: Sequence[Any], workers_each: int) -> str:
         """Send the policy's weights; all ranks must call this.
@@ -127,7 +127,7 @@ class DirectTransfer:
 
     def _meet(self, actors: Sequence[Any], workers_each: int) -> None:
         self.close()
-        self._client = EngineClient(actors, workers_each)
+        self._client = EngineClient(actors, workers_each, timeout_s=self._timeout_s)
         self._sender = open_sender(
             self._backend,
             self._source,

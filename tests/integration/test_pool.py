@@ -7,12 +7,14 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from rollouts.engines.protocol import SampleRequest, ScoreRequest, WeightUpdate
 from rollouts.engines.scripted import ScriptedEngine
+from rollouts.engines.transfer.client import EngineClient
 from rollouts.engines.vllm import VLLMConfig
 from rollouts.errors import RunError, UserError
 from rollouts.pool.pool import EnginePool
@@ -338,3 +340,17 @@ def test_close_leaves_no_process(pool_of):
     assert all(gone(pid) for pid in pids)
     with pytest.raises(RunError, match="closed"):
         pool.generate([ask("a")])
+
+
+def test_an_engine_that_takes_no_weights_is_not_waited_for_forever() -> None:
+    import ray
+
+    class Deaf:
+        def transfer(self, verb: str, info: Any, version: str) -> None:
+            time.sleep(600.0)
+
+    actor = ray.remote(num_cpus=0)(Deaf).remote()
+    client = EngineClient([actor], 1, timeout_s=0.5)
+    with pytest.raises(TimeoutError, match=r"1 of 1 engines did not start .* within 0\.5 s"):
+        client.start_weight_update()
+    ray.kill(actor)

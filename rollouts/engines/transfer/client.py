@@ -6,6 +6,7 @@ its first rank is.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,11 +19,15 @@ class EngineClient:
     Args:
         actors: their Ray actors.
         workers_each: devices of each engine.
+        timeout_s: seconds that all engines together may take to do a verb.
         version: name of the weights that are sent; set before each of them.
     """
 
-    def __init__(self, actors: Sequence[Any], workers_each: int, version: str = "") -> None:
-        self._actors, self._workers_each, self.version = actors, workers_each, version
+    def __init__(
+        self, actors: Sequence[Any], workers_each: int, *, timeout_s: float, version: str = ""
+    ) -> None:
+        self._actors, self._workers_each = actors, workers_each
+        self._timeout_s, self.version = timeout_s, version
 
     @property
     def num_workers(self) -> int:
@@ -36,7 +41,7 @@ class EngineClient:
         for actor in self._actors:
             calls.append(actor.transfer.remote("init", {**info, "rank_offset": first}, ""))
             first += self._workers_each
-        self._wait(calls)
+        self._wait(calls, "init")
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Let the engines join as vLLM's trainer side tells them."""
@@ -58,13 +63,23 @@ class EngineClient:
         self._all("finish", {}, weight_version or self.version)
 
     def _all(self, verb: TransferVerb, info: Any, version: str = "") -> None:
-        self._wait([actor.transfer.remote(verb, info, version) for actor in self._actors])
+        self._wait([actor.transfer.remote(verb, info, version) for actor in self._actors], verb)
 
-    def _wait(self, calls: Sequence[Any]) -> None:
-        """Wait for all of them; the first failure is raised at once."""
+    def _wait(self, calls: Sequence[Any], verb: TransferVerb) -> None:
+        """Wait for all engines; the first failure is raised at once.
+
+        Raises:
+            TimeoutError: some did not answer in time.
+        """
         import ray
 
-        waiting = list(calls)
+        waiting, deadline = list(calls), time.monotonic() + self._timeout_s
         while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1)
+            left_s = max(0.0, deadline - time.monotonic())
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=left_s)
+            if not done:
+                raise TimeoutError(
+                    f"{len(waiting)} of {len(calls)} engines did not {verb} a weight update within "
+                    f"{self._timeout_s:g} s"
+                )
             ray.get(done)

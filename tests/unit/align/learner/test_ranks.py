@@ -67,9 +67,9 @@ class Scripted(Ranks):
 
 
 def test_what_ranks_find_together() -> None:
-    assert Scripted(0, 2, ({"kl": 1.0},)).sum({"loss": 2.0}) == {"loss": 2.0, "kl": 1.0}
-    assert Scripted(0, 2, (float("inf"),)).max(0.5) == float("inf")
-    assert Scripted(0, 3, (["b", "e"], ["c"])).gather(["a", "d"]) == ["a", "b", "c", "d", "e"]
+    assert Scripted(0, 2, peers=({"kl": 1.0},)).sum({"loss": 2.0}) == {"loss": 2.0, "kl": 1.0}
+    assert Scripted(0, 2, peers=(float("inf"),)).max(0.5) == float("inf")
+    assert Scripted(0, 3, peers=(["b", "e"], ["c"])).gather(["a", "d"]) == ["a", "b", "c", "d", "e"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -129,6 +129,7 @@ class Round:
                 encoder=SimpleNamespace(tokenizer=TOKENIZER), suites=[suite_of(held)]
             ),
             log=lambda plan, step, metrics: self.steps.append(metrics),
+            keep_times=lambda index, name, attempt: None,
             provenance=lambda plan: Provenance(
                 kind="model", parent=plan.parent, round="taste", seeds={"round": plan.seed}
             ),

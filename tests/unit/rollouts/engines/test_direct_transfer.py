@@ -146,7 +146,7 @@ def test_a_worker_that_leaves_or_refuses_ends_the_sending(tmp_path, monkeypatch)
     monkeypatch.setattr("align.learner.sender.reachable_host", lambda: "127.0.0.1")
     for fault, said in (("leaves", "onnect"), ("refuses", "not my weights"), ("", "")):
         workers = Workers(2, names, fault=fault)
-        monkeypatch.setattr("align.learner.sender.EngineClient", lambda *_, w=workers: w)
+        monkeypatch.setattr("align.learner.sender.EngineClient", lambda *_, w=workers, **__: w)
         failure = transfer.send("v1", [object()], 1)
         assert said in failure
         assert bool(said) == bool(failure)
