@@ -72,7 +72,7 @@ class Workers(EngineClient):
     """Engines' workers as threads of this process, each with a real link."""
 
     def __init__(self, count: int, expected: set[str], *, fault: str = "") -> None:
-        super().__init__((), 1, "v1")
+        super().__init__((), 1, timeout_s=patient(60.0), version="v1")
         self.layers = [Layers(expected) for _ in range(count)]
         self.links: list[Link] = []
         self.log: list[str] = []
