@@ -122,6 +122,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait(patient(30))
 
 
+@pytest.mark.slow
 def test_a_served_copy_is_measured_as_the_folder_is(folder: Path, endpoint: str) -> None:
     code, said, error = judge(folder, f"{endpoint}#tiny", "--tokenizer", "demo://digits")
     assert code in (0, 3), error

@@ -169,7 +169,15 @@ def lesson(case: str, teacher: Path) -> tuple[str, RoundSettings, Sequence[Batch
     return "full", {"full": SPEC, "ppo": PPO}[case], BATCHES
 
 
-@pytest.mark.parametrize("case", ["full", "ppo", "dpo", "kto", "distill", "lora"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "full",
+        "ppo",
+        "lora",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ["dpo", "kto", "distill"]),
+    ],
+)
 def test_two_ranks_learn_what_one_does(
     groups: Callable[[str], LearnerGroup], base: Path, tmp_path: Path, case: str
 ) -> None:
