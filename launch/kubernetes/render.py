@@ -1,7 +1,8 @@
 """A campaign as manifests for Kubernetes: a RayJob or a RayCronJob of KubeRay, or a plain CronJob.
 
 One pod for every engine (or for each of its devices under ``executor: ray``), one for all ranks of the
-learner on a node, and a head that the driver runs in. The campaign file is a ConfigMap. The store is a volume that all pods share: Keel's ledger,
+learner on a node, and a head that the driver runs in. The campaign file is a ConfigMap. The store is a
+volume that all pods share: Keel's ledger,
 not the cluster, remembers what is done, so a job that is started again goes on. No value of a secret is
 written into a manifest: Ray's token and what rewards need are named, and lie in Secrets.
 """
@@ -339,7 +340,7 @@ def _pod(
 
 
 def placement_note(config: CampaignConfig) -> str | None:
-    """Say how engines stay off the pods of a learner on several nodes, where the campaign does not say it."""
+    """Say how engines stay off the pods of a learner on several nodes, unless the campaign does."""
     policy, engines = config.policy, config.rollouts
     if policy.nodes == 1 or (policy.resources.custom and engines.resources.custom):
         return None

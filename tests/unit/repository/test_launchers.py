@@ -205,7 +205,7 @@ def test_no_token_is_written_into_the_files() -> None:
 
 
 def labels_of(start: str, home: Path) -> str:
-    """Run a command of the cluster file with a stand-in for Ray; return the resources it is started with."""
+    """Run a command of the cluster file with a stand-in for Ray; return the resources that Ray gets."""
     stand_in = home / "keel/.venv/bin/ray"
     stand_in.parent.mkdir(parents=True, exist_ok=True)
     stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
