@@ -41,7 +41,7 @@ CASES: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
     ("16 layers", "50M", {}, {}),
 )
 """Cases: a name, a size, and what changes in the policy and in the round."""
-ROUND = {
+ROUND: dict[str, Any] = {
     "name": "measured", "prompts": "demo://rev", "rewards": ["exact_match"], "steps": 1000,
     "sampling": {"group_size": 4, "prompts_per_step": 2, "max_tokens": 64},
     "anchors": {"new": [{"to": "base", "beta": 0.04, "estimator": "k2"}], "past": [], "general": []},

@@ -49,10 +49,9 @@ class EngineHost:
         for first in range(0, len(requests), each := max(1, SLOTS // requests[0].n)):
             part = requests[first : first + each]
             time.sleep(wave_s * ceil(sum(request.n for request in part) / SLOTS))
-            yield [
-                (first + index, SampleResult(id=r.id, completions=(completion,) * r.n))
-                for index, r in enumerate(part)
-            ]
+            for index, r in enumerate(part):
+                result = SampleResult(id=r.id, completions=(completion,) * r.n)
+                yield [(first + index, result)]
 
 
 class _Verb:
@@ -86,7 +85,8 @@ def shared_engines(engines: int, wave_s: float) -> Iterator[None]:
     threads = ceil(engines / HOSTS) + 8
     kind = ray.remote(num_cpus=0, max_concurrency=threads)(EngineHost)
     hosts = [kind.remote() for _ in range(HOSTS)]
-    fill, kill = EngineSlot.fill, EngineSlot.kill
+    slot_class: Any = EngineSlot
+    fill, kill = slot_class.fill, slot_class.kill
 
     def share(slot: EngineSlot, weights: Any | None) -> None:
         slot.actor = SharedActor(hosts[slot.index % HOSTS], wave_s)
@@ -97,11 +97,11 @@ def shared_engines(engines: int, wave_s: float) -> Iterator[None]:
     def leave(slot: EngineSlot) -> None:
         slot.actor = None
 
-    EngineSlot.fill, EngineSlot.kill = share, leave  # type: ignore[method-assign]
+    slot_class.fill, slot_class.kill = share, leave
     try:
         yield
     finally:
-        EngineSlot.fill, EngineSlot.kill = fill, kill  # type: ignore[method-assign]
+        slot_class.fill, slot_class.kill = fill, kill
 
 
 def drive(engines: int, wave_s: float, waves: int, group: int) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class DeviceConfig(Settings):
 
 
 def _nvidia(name: str, **sizes: float) -> DeviceConfig:
-    return DeviceConfig(name=name, **sizes)  # type: ignore[arg-type]
+    return DeviceConfig(name=name, **sizes)
 
 
 DEVICES = {

@@ -210,8 +210,8 @@ def touched(shape: ModelShape, batch: float) -> float:
     if not shape.experts:
         return shape.active
     share = shape.chosen / shape.experts
-    routed = shape.routed
-    return shape.active + routed * (1 - (1 - share) ** batch - share)
+    unread: float = (1 - share) ** batch
+    return shape.active + shape.routed * (1 - unread - share)
 
 
 def sync_s(bytes_moved: float, device: DeviceConfig, *, nodes: int, through_host: bool) -> float:

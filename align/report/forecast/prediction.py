@@ -28,7 +28,7 @@ class Texts:
 
     prompt: float
     completion: float | None = None
-    """None: as long as ``sampling.max_tokens`` allows."""
+    """Completions are as long as ``sampling.max_tokens`` allows if it is None."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,8 +227,8 @@ def references_of(spec: RoundConfig) -> float:
     if spec.algorithm.anchors_are_reference:
         new = max(1, len(anchors.new))
     past = sum(bool(anchor.beta) for anchor in anchors.past)
-    held = sum(bool(anchor.beta) for anchor in anchors.general)
-    return (1 - replay.past - general) * new + replay.past * past + general * held
+    general_terms = sum(bool(anchor.beta) for anchor in anchors.general)
+    return (1 - replay.past - general) * new + replay.past * past + general * general_terms
 
 
 def rank_memory(
@@ -247,6 +247,13 @@ def rank_memory(
     sampled = tokens * rows.sampled / rows.tokens
     checkpointed = policy.gradient_checkpointing
     adapter = policy.adapter
+    activations = formulas.kept_bytes(
+        shape,
+        tokens,
+        number=number,
+        checkpointed=checkpointed,
+        rank=0 if adapter is None else adapter.rank,
+    )
     return RankMemory(
         weights=fixed.weights,
         gradients=fixed.gradients,
@@ -255,15 +262,7 @@ def rank_memory(
         others=fixed.retention + fixed.critic + fixed.teacher + fixed.reward_model,
         gathered=0 if adapter else int(formulas.gathered_bytes(shape, policy.ranks)),
         casts=int(formulas.cast_bytes(shape, number, checkpointed=checkpointed)),
-        activations=int(
-            formulas.kept_bytes(
-                shape,
-                tokens,
-                number=number,
-                checkpointed=checkpointed,
-                rank=0 if adapter is None else adapter.rank,
-            )
-        ),
+        activations=int((1 + bool(fixed.critic)) * activations),
         logits=int(formulas.logit_bytes(shape, sampled)),
     )
 
@@ -300,7 +299,8 @@ def learning_s(
     if not spec.algorithm.trains_policy:
         return 0.0
     number = BYTES[policy.dtype]
-    critic = 3.0 if spec.algorithm.critic_config is not None else 0.0
+    # A critic learns as the policy does, and values of both are asked before the first step.
+    critic = 5.0 if spec.algorithm.critic_config is not None else 0.0
     teacher = 1.0 if spec.algorithm.teacher_snapshot is not None else 0.0
     several = spec.optimizer.epochs * spec.optimizer.mini_batches > 1
     flops = formulas.learning_flops(
