@@ -248,8 +248,12 @@ def test_what_measures_less_than_rounding_needs_float32(name: str) -> None:
     def policy(dtype: str) -> dict[str, str]:
         return {"model": "demo://digits", "dtype": dtype}
 
-    # By the defaults it is a method of every round.
-    for settings in (({}, {}, {"retention": [name]}), ({"retention": [name]}, {"retention": []})):
+    # By the defaults it is a method of every round that lists no others.
+    cases: list[tuple[dict[str, Any], ...]] = [
+        ({}, {}, {"retention": [name]}),
+        ({"retention": [name]}, {"retention": []}),
+    ]
+    for settings in cases:
         with pytest.raises(ValidationError, match=f"rounds.1.retention: {name} .*set policy.dtype"):
             made(*settings, policy=policy("bfloat16"))
         made(*settings, policy=policy("float32"))
