@@ -11,7 +11,7 @@ from rollouts.types import Score
 
 
 @dataclass(kw_only=True, slots=True)
-class Question:
+class TaskQuestion:
     """One request to a model, with the fields of lm_eval's ``Instance`` that an ``LM`` reads."""
 
     request_type: str
@@ -23,7 +23,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Document:
+class TaskDocument:
     """One document of a task, named by lm_eval's hashes."""
 
     id: str
@@ -53,8 +53,8 @@ class TaskFacts:
 class Contents:
     """Questions of a task, and the documents that they are about, each once."""
 
-    questions: tuple[Question, ...]
-    documents: tuple[Document, ...]
+    questions: tuple[TaskQuestion, ...]
+    documents: tuple[TaskDocument, ...]
     num_duplicates: int
 
     def dump(self) -> dict[str, Any]:
@@ -66,11 +66,11 @@ class Contents:
         """Restore what `dump` made, also where lists took the place of tuples."""
         return cls(
             questions=tuple(
-                Question(**{**question, "args": tuple(question["args"])})
+                TaskQuestion(**{**question, "args": tuple(question["args"])})
                 for question in fields["questions"]
             ),
             documents=tuple(
-                Document(**{**document, "questions": tuple(document["questions"])})
+                TaskDocument(**{**document, "questions": tuple(document["questions"])})
                 for document in fields["documents"]
             ),
             num_duplicates=fields["num_duplicates"],

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.gate.suites.harness.documents import Contents, Document, Question, TaskFacts
+from align.gate.suites.harness.documents import Contents, TaskDocument, TaskQuestion, TaskFacts
 from align.gate.suites.harness.lm import TextModel
 from align.gate.suites.harness.package import harmless_templates, quietly
 from align.gate.suites.harness.task_file import with_changes
@@ -102,7 +102,7 @@ class LoadedTask:
         by_doc: dict[int, list[int]] = {}
         for number, instance in enumerate(self._instances):
             by_doc.setdefault(instance.doc_id, []).append(number)
-        documents: dict[str, Document] = {}
+        documents: dict[str, TaskDocument] = {}
         for numbers in by_doc.values():
             numbers.sort(key=lambda number: self._instances[number].idx)
             document = self._document(numbers)
@@ -115,9 +115,9 @@ class LoadedTask:
             num_duplicates=len(by_doc) - len(documents),
         )
 
-    def _document(self, numbers: Sequence[int]) -> Document:
+    def _document(self, numbers: Sequence[int]) -> TaskDocument:
         first = self._instances[numbers[0]]
-        return Document(
+        return TaskDocument(
             id=item_id(first.doc, first.arguments[0]),
             text=self._text(first.doc, numbers),
             columns=dict(first.doc) if isinstance(first.doc, Mapping) else {},
@@ -134,8 +134,8 @@ class LoadedTask:
         return "\n".join(dict.fromkeys(texts))
 
 
-def _question(instance: Any) -> Question:
-    return Question(
+def _question(instance: Any) -> TaskQuestion:
+    return TaskQuestion(
         request_type=instance.request_type,
         args=instance.args,
         doc_id=instance.doc_id,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.config.gate import HarnessConfig
 from align.gate.measurement.samples import ItemScore, checked
-from align.gate.suites.harness.documents import Contents, Question, TaskFacts, TaskProvider
+from align.gate.suites.harness.documents import Contents, TaskQuestion, TaskFacts, TaskProvider
 from align.gate.suites.harness.lm import EngineModel, TextModel, engine_lm
 from align.gate.suites.harness.loaded import as_json
 from align.gate.suites.harness.package import lm_eval_version
@@ -39,7 +39,7 @@ class HarnessItem:
     prompt: Prompt
     """Named by lm_eval's hashes; its text is the document's, without worked examples."""
     doc: Any
-    instances: tuple[Question, ...]
+    instances: tuple[TaskQuestion, ...]
     """One, or one per choice."""
 
 
@@ -49,7 +49,7 @@ class HarnessTask:
 
     provider: TaskProvider
     """The loaded task, which judges answers."""
-    questions: tuple[Question, ...]
+    questions: tuple[TaskQuestion, ...]
     """Requests about all documents, also about repeated ones."""
     items: tuple[HarnessItem, ...]
     metric: str
@@ -98,7 +98,7 @@ class HarnessTask:
 
     def _ask(self, lm: EngineModel) -> None:
         """Send every request, as often as the task repeats it."""
-        by_type: dict[str, list[Question]] = {}
+        by_type: dict[str, list[TaskQuestion]] = {}
         for question in self.questions:
             question.resps = []
             by_type.setdefault(question.request_type, []).extend([question] * question.repeats)
