@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.gate.suites.harness.documents import Contents, TaskDocument, TaskQuestion, TaskFacts
+from align.gate.suites.harness.documents import Contents, TaskDocument, TaskFacts, TaskQuestion
 from align.gate.suites.harness.lm import TextModel
 from align.gate.suites.harness.package import harmless_templates, quietly
 from align.gate.suites.harness.task_file import with_changes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.config.gate import HarnessConfig
 from align.gate.measurement.samples import ItemScore, checked
-from align.gate.suites.harness.documents import Contents, TaskQuestion, TaskFacts, TaskProvider
+from align.gate.suites.harness.documents import Contents, TaskFacts, TaskProvider, TaskQuestion
 from align.gate.suites.harness.lm import EngineModel, TextModel, engine_lm
 from align.gate.suites.harness.loaded import as_json
 from align.gate.suites.harness.package import lm_eval_version
