@@ -57,7 +57,8 @@ class LearnerMemory:
 
 
 def learner_memory(model: Path, policy: PolicyConfig, spec: RoundConfig) -> LearnerMemory:
-    """Count the memory of a round: full weights are sharded over the ranks, an adapter is on each."""
+    """Count the memory of a round: full weights and a critic are sharded over the ranks, an adapter is on
+    each."""
     whole, trained = num_parameters(model), num_trained(model, policy)
     ranks = policy.ranks if policy.lora is None else 1
     adapter = 0 if policy.lora is None else trained
@@ -71,7 +72,7 @@ def learner_memory(model: Path, policy: PolicyConfig, spec: RoundConfig) -> Lear
         anchors=_anchors(whole, trained, policy, spec),
         retention=(copies * trained // ranks + moving) * FLOAT32
         + BASIS * _bases(model, policy, spec),
-        critic=_critic(whole, spec),
+        critic=_critic(whole, spec) // policy.ranks,
         teacher=_teacher(whole, trained, policy, spec),
         reward_model=whole * TRAINED if spec.algorithm.makes == "reward_model" else 0,
     )

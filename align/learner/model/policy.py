@@ -200,6 +200,11 @@ class Policy:
         return causal_of(self.model).config.get_text_config()
 
     @property
+    def ranks(self) -> Ranks:
+        """This rank of the learner, among the others."""
+        return self._ranks
+
+    @property
     def sharded(self) -> bool:
         """True if every rank has a part of the weights; False if each has all of them."""
         return self._sharded

@@ -179,9 +179,8 @@ class RankActor:
         return getattr(self._files, method)(*args)
 
     def save_critic(self, folder: Path) -> None:
-        """Write the critic, which each rank holds whole."""
-        if self._rank == 0:
-            self._training.critic.save(folder)
+        """Write the critic; all ranks take part."""
+        self._training.critic.save(folder)
 
     def leave(self) -> None:
         """Remove the node's copies before the process ends."""

@@ -25,7 +25,7 @@ def shard(model: Any, device: torch.device) -> None:
     A model whose weights are mapped files never lies in memory as a whole: one layer after the other does.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in decoder_layers(model):
@@ -34,15 +34,33 @@ def shard(model: Any, device: torch.device) -> None:
         if not isinstance(parameter, DTensor):
             parameter.data = parameter.data.float()
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            # Sums, not means: the loss is divided by the whole batch's denominators already.
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+    _sum_gradients(model)
     # FSDP gathers the root's weights when the model is called, and the learner calls the decoder alone.
     decoder = model.get_decoder()
     setattr(model, ENTRY, lambda **inputs: decoder(**inputs))
     register_fsdp_forward_method(model, ENTRY)
+
+
+def shard_head(head: nn.Linear, device: torch.device) -> None:
+    """Leave each rank its rows of a linear head that is called by itself.
+
+    A head of one row lies on the first rank; the others have parts without elements.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(head, mesh=init_device_mesh(device.type, (torch.distributed.get_world_size(),)))
+    _sum_gradients(head)
+
+
+def _sum_gradients(model: nn.Module) -> None:
+    """Let gradients be sums over ranks: the loss is divided by the whole batch's denominators already."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def decoder_of(model: Any) -> Callable[..., Any]:

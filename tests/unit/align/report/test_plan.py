@@ -336,6 +336,8 @@ def test_a_critic_of_its_own(tmp_path: Path) -> None:
     model = model_of(config)
     found = learner_memory(model, config.policy, config.rounds[0])
     assert found.critic == 16 * num_trained(model, config.policy)
+    dealt = config.policy.model_copy(update={"ranks": 2})
+    assert 2 * learner_memory(model, dealt, config.rounds[0]).critic == found.critic
 
 
 @pytest.mark.parametrize("words", [["plan"], ["run", "--dry-run"]])
