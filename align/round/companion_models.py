@@ -7,6 +7,7 @@ from pathlib import Path
 from align.algorithms.policy_gradient.actor_critic.ppo import SHARED
 from align.config.campaign import CampaignConfig, RoundConfig
 from align.learner.folder.sizes import LearnerMemory, engine_bytes, learner_memory
+from align.learner.quantized.library import check_quantized
 from align.learner.teachers.companions import check_companion
 from align.learner.teachers.teacher import MODEL, check_teacher
 from align.round.merge.checks import check_blocks
@@ -20,10 +21,11 @@ def check_round_models(spec: RoundConfig, policy_folder: Path, config: CampaignC
     """Check a round's teacher, critic and merge against the policy and the learner's device.
 
     Raises:
-        UserError: no model in a folder, another tokenizer or vocabulary, more than memory holds, or too
-            few layers.
+        UserError: no model in a folder, another tokenizer or vocabulary, more than memory holds, too few
+            layers, or a package that is not installed.
     """
     check_blocks(spec, policy_folder)
+    check_quantized(spec)
     where = f"rounds.{spec.name}.algorithm"
     teacher = spec.algorithm.teacher_snapshot
     if teacher is not None and teacher.startswith(MODEL):
