@@ -96,11 +96,21 @@ def letter_share(completions: Sequence[Any]) -> list[float]:
     return [text.count("a") / len(text) if text else 0.0 for text in map(str, completions)]
 
 
-def write_model(folder: Path, size: str, seed: int = 0, *, with_eos: bool = False) -> Path:
+def write_model(
+    folder: Path,
+    size: str,
+    seed: int = 0,
+    *,
+    with_eos: bool = False,
+    shapes: Mapping[str, dict[str, int]] = SIZES,
+) -> Path:
     """Write a random Llama, or Qwen2 of the size `QWEN`, with a tokenizer of single characters.
 
     Without an end-of-sequence token every completion has exactly the requested length, so two systems do
     the same work. ``with_eos`` adds one for libraries that require it.
+
+    Args:
+        shapes: sizes of Llamas by name.
     """
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
@@ -108,7 +118,7 @@ def write_model(folder: Path, size: str, seed: int = 0, *, with_eos: bool = Fals
 
     disable_progress_bar()
     torch.manual_seed(seed)
-    family, shape = (Qwen2Config, QWEN_SHAPE) if size == QWEN else (LlamaConfig, SIZES[size])
+    family, shape = (Qwen2Config, QWEN_SHAPE) if size == QWEN else (LlamaConfig, shapes[size])
     config = family(
         **shape,
         max_position_embeddings=4096 if size == QWEN else 512,

@@ -5,6 +5,9 @@ Ranks and workers are processes of this machine. The ranks hold a Llama in parts
 after another and broadcast buckets over gloo, as with ``rollouts.weight_transfer: gloo``. Workers copy what
 comes; a broadcast of one buffer of as many bytes to the same processes is the bare link. Memory is by how
 much a rank's largest resident memory grows while it sends.
+
+``--engines N`` measures something else: the process that drives N simulated engines, at 95% of the ideal
+rate or better and under 1 ms of processor a sample; see `benchmarks.scale_engines`.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from benchmarks.common import (
     verdict,
     write_model,
 )
+from benchmarks.scale_engines import drive, report_engines
 
 REQUIRED = 0.5
 """Smallest share of the bare link's speed."""
@@ -43,7 +47,16 @@ def main() -> None:
     options.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
     options.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4, 8])
     options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--engines", type=int, help="drive so many simulated engines instead")
+    options.add_argument("--wave-s", type=float, default=30.0, help="of 64 sequences")
+    options.add_argument("--waves", type=int, default=2)
+    options.add_argument("--group", type=int, default=16, help="completions of a prompt")
     args = options.parse_args()
+    if args.engines:
+        figures = drive(args.engines, args.wave_s, args.waves, args.group)
+        report_engines(figures)
+        save(args.json, "scale", args, figures)
+        return
     if args.quick:
         args.size, args.workers, args.repeats = "3M", [1, 2], 2
     data = []

@@ -53,7 +53,7 @@ COLUMNS: Mapping[str, str] = {
 def table(lines: Sequence[Line]) -> str:
     """Write the Markdown table, naive above retained, and a sentence on each run without a result."""
     figures = [column.replace("_", " ") for column in COLUMNS]
-    head = ["scenario", "metric", "arm", "gate", *figures, "forgetting"]
+    head = ["scenario", "metric", "arm", "seeds", "gate", *figures, "forgetting"]
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     notes = []
     kinds = [(name, data) for name in SCENARIOS for data in ("generated", "real")]
@@ -68,7 +68,7 @@ def table(lines: Sequence[Line]) -> str:
             cells = [_written(mean(runs, column), form) for column, form in COLUMNS.items()]
             compared = "" if arm == "naive" else comparison(arms["naive"], runs)
             shown = name if data == "generated" else f"{name}, real texts"
-            row = [shown, runs[0]["metric"], arm, passed, *cells, compared]
+            row = [shown, runs[0]["metric"], arm, str(len(runs)), passed, *cells, compared]
             rows.append(f"| {' | '.join(row)} |")
     notes += [
         f"`{line['scenario']}`, {line['arm']}: {line['error']}" for line in lines if "error" in line
@@ -81,12 +81,13 @@ def measures_table(lines: Sequence[Line]) -> str:
 
     Suites that are named after a round, such as ``norsk-chrf``, are one measure, their mean.
     """
-    rows = ["| scenario | arm | measure | base | last |", "|---|---|---|---|---|"]
+    rows = ["| scenario | arm | seed | measure | base | last |", "|---|---|---|---|---|---|"]
     for line in lines:
         snapshots = [measures(line, name) for name in (line.get("matrix") or ())]
         for measure in snapshots[0] if snapshots else ():
             values = [f"{snapshots[index][measure]:.3f}" for index in (0, -1)]
-            rows.append(f"| {' | '.join([line['scenario'], line['arm'], measure, *values])} |")
+            cells = [line["scenario"], line["arm"], str(line["seed"]), measure, *values]
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) if len(rows) > 2 else ""
 
 

@@ -40,6 +40,7 @@ HOME = "../../runs/scenarios"
 WEIGHTS = "in weights"
 """Arm of a scenario of outside knowledge: the same facts learnt into the weights, with retention."""
 ARMS = ("naive", WEIGHTS, "retained")
+TEXTS = ("generated", "real")
 NAIVE: Mapping[str, Any] = {
     "replay": {"past": 0.0, "general": 0.0, "examples": 0.0},
     "anchors": {"new": [], "past": [], "general": []},
@@ -49,7 +50,7 @@ NAIVE: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenarioRun:
-    """One arm of a scenario under one seed."""
+    """One arm of a scenario under one seed, which draws its world and trains its base too."""
 
     scenario: str
     arm: str
@@ -66,7 +67,7 @@ class ScenarioRun:
         """Name of the run in the results file and of its store, with all that decides its result."""
         content = self.raw() | {"store": None}
         text = json.dumps(content, sort_keys=True).replace(str(self.folder), HOME)
-        world = digest(self.scenario, data=self.data)
+        world = digest(self.scenario, self.seed, self.data)
         code = hashlib.sha256((text + world).encode()).hexdigest()[:10]
         return f"{self.scenario}-{self.arm}-s{self.seed}-{code}" + "-quick" * self.quick
 
@@ -153,8 +154,10 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def runs(args: argparse.Namespace) -> list[ScenarioRun]:
     """List the runs, both arms of a scenario together, the first seed of every scenario first."""
-    worlds: list[tuple[str, Path | None]] = [(name, None) for name in args.scenarios]
-    if args.data is not None:
+    worlds: list[tuple[str, Path | None]] = []
+    if "generated" in args.texts:
+        worlds += [(name, None) for name in args.scenarios]
+    if args.data is not None and "real" in args.texts:
         real = [name for name in args.scenarios if SCENARIOS[name].has_real(args.data)]
         worlds += [(name, args.data.resolve()) for name in real]
     folder = args.folder.resolve()
@@ -175,6 +178,7 @@ def execute(run: ScenarioRun) -> dict[str, Any]:
     write(
         run.scenario,
         run.folder,
+        run.seed,
         note=lambda text: print(f"  {text}", flush=True),
         steps=2 if run.quick else None,
         data=run.data,
@@ -218,11 +222,19 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     options.add_argument("--seeds", type=several(int), default=[0])
     options.add_argument("--folder", type=Path, default=Path("runs/scenarios"))
     options.add_argument("--data", type=Path, help="folder of real data, for further rows")
+    options.add_argument(
+        "--texts",
+        type=several(str),
+        default=[*TEXTS],
+        help="generated, or real ones of --data, or both",
+    )
     options.add_argument("--results", type=Path, default=Path("runs/scenarios/results.jsonl"))
     options.add_argument("--page", action="store_true", help="write docs/results/scenarios.md")
     args = options.parse_args(words)
     if unknown := sorted({*args.scenarios} - {*SCENARIOS}):
         options.error(f"no scenario {', '.join(unknown)}; known: {', '.join(SCENARIOS)}")
+    if unknown := sorted({*args.texts} - {*TEXTS}):
+        options.error(f"no texts {', '.join(unknown)}; known: {', '.join(TEXTS)}")
     return args
 
 

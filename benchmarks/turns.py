@@ -221,16 +221,15 @@ def main() -> None:
 @contextmanager
 def _pool(config: VLLMConfig) -> Iterator[EnginePool]:
     """Start a pool of one engine on a cluster of its own."""
-    import ray
-
+    from launch.cluster.cluster import connect
     from rollouts.pool.pool import EnginePool
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        with closing(EnginePool(config, engine_factory=partial(MeasuredEngine, config))) as pool:
-            yield pool
-    finally:
-        ray.shutdown()
+    factory = partial(MeasuredEngine, config)
+    with (
+        connect("local", num_cpus=2, note=print),
+        closing(EnginePool(config, engine_factory=factory)) as pool,
+    ):
+        yield pool
 
 
 def report(measured: Mapping[str, Sequence[Mapping[str, float]]], args: argparse.Namespace) -> None:

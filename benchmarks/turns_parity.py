@@ -119,18 +119,16 @@ def main() -> int:
 
 @contextmanager
 def _pool(model: Path) -> Iterator[EnginePool]:
-    import ray
-
+    from launch.cluster.cluster import connect
     from rollouts.engines.vllm import VLLMConfig
     from rollouts.pool.pool import EnginePool
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     config = VLLMConfig(model=str(model), max_num_seqs=64, kv_cache_mb=128, max_model_len=128)
-    try:
-        with closing(EnginePool(config, in_flight=True)) as pool:
-            yield pool
-    finally:
-        ray.shutdown()
+    with (
+        connect("local", num_cpus=2, note=print),
+        closing(EnginePool(config, in_flight=True)) as pool,
+    ):
+        yield pool
 
 
 @contextmanager

@@ -47,6 +47,7 @@ from align.config.replay.replay import ReplayConfig
 from align.config.retention.anchors import AnchorConfig, AnchorsConfig
 from align.config.retention.methods import KLAnchorsConfig, RetentionConfig
 from align.config.retention.registry import retention_from
+from align.config.retention.rules import check_methods, check_retention
 from align.config.retrieval.rules import check_index, index_alone
 from align.config.retrieval.settings import Index
 from align.config.rewards import Reward, RewardConfig, check_rewards
@@ -59,11 +60,9 @@ from align.config.rules import (
     check_engines,
     check_following,
     check_heldout,
-    check_methods,
     check_overrides,
     check_rehearsal,
     check_replay,
-    check_retention,
     check_staleness,
     check_used,
 )
@@ -435,7 +434,7 @@ class CampaignConfig(StoreSettings):
             check_rehearsal(self.rounds, index, self.defaults)
             check_dropout(spec, index, self.policy)
             check_following(spec, index)
-            check_retention(self.rounds, index, self.policy)
+            check_retention(self.rounds, index, self.policy, self.defaults)
             check_merge(self.rounds, index, self.policy)
             check_overrides(self.rounds, index)
             if spec.repair.interpolate and self.policy.has_bare_dora:

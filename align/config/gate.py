@@ -146,7 +146,10 @@ class HarnessConfig(Settings):
     chat_template: bool = False
     """Ask in the turns of the model's chat template; without, in plain text."""
     allow_code: bool = False
-    """Let the task's files run code, as ``!function`` and ``unsafe_code`` do. Read them first."""
+    """Let the task's files run code, as ``!function`` and ``unsafe_code`` do. Read them first. It runs in a
+    process of its own, without secrets."""
+    deadline_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds for such code to load the task, to build its questions, and to judge each document."""
 
 
 LengthUnit = Literal["none", "tokens", "bytes"]

@@ -3,9 +3,8 @@
 Row ``i`` holds the means of one snapshot on every suite: the base, then every committed round.
 Metrics run over the *accepted path*: the base and the accepted rounds, whose suites are the tasks
 ``j = 1..T`` in order, ``a[i][j]`` being the score on task ``j`` after accepted round ``i`` (0: the
-base). An empty cell was not measured: it is never a 0, a mean is over the terms that have all their
-cells, and `ScoreMatrix.empty_cells` names what was missing. Nothing here decides: the gate works on
-items, these are averages to look at.
+base). An empty cell was not measured: it is never a 0, and a mean is over the terms that have all their
+cells. Nothing here decides: the gate works on items, these are averages to look at.
 
 Definitions as in GEM (arXiv 1706.08840), RWalk (arXiv 1801.10112) and the survey of Wang et al. (arXiv
 2302.00487). What a campaign cannot know of itself is given: scores of a joint run (`intransigence`,
@@ -260,19 +259,6 @@ class ScoreMatrix(PathMetrics):
     def _scores(self, row: MatrixRow) -> dict[str, float]:
         columns = self._columns.items()
         return {suite: score for suite, j in columns if (score := row.scores[j]) is not None}
-
-    def empty_cells(self) -> tuple[tuple[str, str], ...]:
-        """List (round, task) of every cell on the accepted path that was not measured."""
-        tasks = [task for _, task in self.tasks]
-        return tuple(
-            (row.name, task)
-            for index, row in enumerate(self.path)
-            for task in tasks
-            if self._a(index, task) is None
-        )
-
-    def _a(self, row: int, suite: str) -> float | None:
-        return self.path[row].scores[self._columns[suite]]
 
     @cached_property
     def _columns(self) -> dict[str, int]:

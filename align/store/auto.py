@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from align.config.campaign import CampaignConfig
+from align.config.retention.rules import check_precision
 from align.store.ledger.amendments import stored_content
 from align.store.ledger.ledger import Ledger
 from rollouts.errors import UserError
@@ -30,7 +31,8 @@ def without_auto(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfi
         ledger: the campaign's; None where it has none yet.
 
     Raises:
-        UserError: the store began with adapters, and a round needs merged weights.
+        UserError: the store began with adapters, and a round needs merged weights; or ``auto`` stands
+            for bfloat16, and a method needs float32.
     """
     policy = config.policy
     if policy.dtype != "auto" and (policy.lora is None or policy.lora.serve != "auto"):
@@ -52,6 +54,13 @@ def without_auto(config: CampaignConfig, ledger: Ledger | None) -> CampaignConfi
             cause="a request that runs keeps its adapter",
             remedy="set sampling.in_flight to false, or set store to another folder",
         )
+    try:
+        for index, spec in enumerate(config.rounds):
+            check_precision(spec, index, resolved)
+    except ValueError as error:
+        raise UserError(
+            str(error), where="policy.dtype", cause=f"auto stands for {resolved.dtype} here"
+        ) from None
     return config.model_copy(update={"policy": resolved})
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launch.arguments import AsJson, CampaignPath, Overrides, load, print_json
 from launch.commands.schedule import endless_lines
+from rollouts.errors import UserError
 
 if TYPE_CHECKING:
     from align.config.campaign import CampaignConfig
     from align.report.forecast.forecast import Forecast, RoundForecast
+    from align.report.forecast.prediction import Prediction, RoundPrediction
 
 SHOWN_OVER = 20
 """Newest rounds that are over, and are shown."""
@@ -23,9 +26,104 @@ def add_commands(app: typer.Typer) -> None:
     app.command("plan")(plan)
 
 
-def plan(campaign: CampaignPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show what would run now: rounds, sizes, memory, disk, processes; changes nothing."""
-    show_plan(load(campaign, overrides).config, as_json=as_json)
+GpuOption = Annotated[
+    str | None,
+    typer.Option(help="Predict memory and time on GPUs of this kind instead, such as h100."),
+]
+DevicesOption = Annotated[
+    Path | None, typer.Option(help="Predict them on devices that this YAML file describes.")
+]
+
+
+def plan(
+    campaign: CampaignPath,
+    overrides: Overrides = None,
+    gpu: GpuOption = None,
+    devices: DevicesOption = None,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Mean length of prompts in a prediction.")
+    ] = 256,
+    completion_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Mean length of completions in it.", show_default="sampling.max_tokens"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would run now: rounds, sizes, memory, disk, processes; changes nothing.
+
+    With --gpu or --devices: predict memory and time of every round on a cluster that need not be here. Of
+    the model its config.json is enough.
+    """
+    config = load(campaign, overrides).config
+    if gpu is None and devices is None:
+        show_plan(config, as_json=as_json)
+        return
+    from align.report.forecast.devices import device_from, device_named
+    from align.report.forecast.prediction import Texts, predict
+
+    if gpu is not None and devices is not None:
+        raise UserError(
+            "both name the devices", where="--gpu, --devices", remedy="give one of them"
+        )
+    device = device_from(devices) if devices is not None else device_named(gpu or "")
+    texts = Texts(prompt=prompt_tokens, completion=completion_tokens)
+    show_prediction(predict(config, device, texts), as_json=as_json)
+
+
+def show_prediction(prediction: Prediction, *, as_json: bool = False) -> None:
+    """Print what a campaign would take on a cluster."""
+    if as_json:
+        from dataclasses import asdict
+
+        rounds = [
+            asdict(entry) | {"rank": asdict(entry.rank) | {"total": entry.rank.total}}
+            for entry in prediction.rounds
+        ]
+        print_json(asdict(prediction) | {"rounds": rounds})
+        return
+    from rich.table import Table
+
+    from align.report.tables import report_console
+
+    table = Table(title=f"Predicted on {prediction.device}", title_justify="left")
+    columns = ("round", "a rank", "an engine's device", "KV tokens", "sampling", "learning", "sync",
+               "a step", "tokens/s/device", "steps", "all steps")  # fmt: skip
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for entry in prediction.rounds:
+        table.add_row(*_predicted_cells(entry))
+    report_console().print(table)
+    typer.echo(
+        f"model: {prediction.parameters / 1e9:.2f} billion parameters, {prediction.active / 1e9:.2f} "
+        f"active; learner on {prediction.learner_devices} devices, engines on "
+        f"{prediction.engine_devices}"
+    )
+    for entry in prediction.rounds:
+        parts = ((name, getattr(entry.rank, name)) for name in entry.rank.__slots__)
+        listing = ", ".join(f"{name} {size_text(size)}" for name, size in parts if size)
+        typer.echo(f"{entry.name}: a rank has {listing}")
+        for sentence in entry.fits:
+            typer.echo(f"{entry.name}: does not fit: {sentence}")
+    typer.echo(
+        "Libraries (about 1 GiB a device) and suites come on top; how near this is: "
+        "docs/results/predictions.md"
+    )
+
+
+def _predicted_cells(entry: RoundPrediction) -> list[str]:
+    seconds = (entry.sampling_s, entry.learning_s, entry.sync_s, entry.step_s)
+    return [
+        entry.name,
+        size_text(entry.rank.total),
+        size_text(entry.engine.weights),
+        f"{entry.engine.cache_tokens:,}",
+        *(f"{value:.3g} s" for value in seconds),
+        f"{entry.tokens_per_s:,.0f}",
+        f"{entry.steps:,}",
+        f"{entry.round_s / 3600:.3g} h",
+    ]
 
 
 def show_plan(config: CampaignConfig, *, as_json: bool = False) -> None:

@@ -58,7 +58,7 @@ def render(
     import yaml
 
     from launch.cluster.jobs.jobs import files_named
-    from launch.kubernetes.render import NOTES, Target, to_yaml
+    from launch.kubernetes.render import NOTES, Target, placement_note, to_yaml
     from launch.kubernetes.render import render as manifests_of
 
     # An override belongs to the campaign that runs there, so it stands in the file.
@@ -86,6 +86,8 @@ def render(
         return
     typer.echo(to_yaml(manifests, NOTES[kind]), nl=False)
     typer.echo(NOTES[kind], err=True)
+    if note := placement_note(file.config):
+        typer.echo(note, err=True)
 
 
 @kubernetes_app.command("check", hidden=True, context_settings={"ignore_unknown_options": True})

@@ -1,7 +1,8 @@
 """A campaign as manifests for Kubernetes: a RayJob or a RayCronJob of KubeRay, or a plain CronJob.
 
-One pod for every engine, one for all ranks of the learner on a node, and a head that the
-driver runs in. The campaign file is a ConfigMap. The store is a volume that all pods share: Keel's ledger,
+One pod for every engine (or for each of its devices under ``executor: ray``), one for all ranks of the
+learner on a node, and a head that the driver runs in. The campaign file is a ConfigMap. The store is a
+volume that all pods share: Keel's ledger,
 not the cluster, remembers what is done, so a job that is started again goes on. No value of a secret is
 written into a manifest: Ray's token and what rewards need are named, and lie in Secrets.
 """
@@ -153,6 +154,12 @@ def _check(config: CampaignConfig, text: str, target: Target) -> None:
     if (target.kind == "rayjob") != (target.schedule is None):
         needs = "takes no" if target.kind == "rayjob" else "needs a"
         raise UserError(f"--kind {target.kind} {needs} --schedule", where="--schedule")
+    if target.kind == "cronjob" and config.policy.nodes > 1:
+        raise UserError(
+            f"the ranks are on {config.policy.nodes} nodes, and --kind cronjob has one pod",
+            where="policy.ranks_per_node",
+            remedy="take --kind raycronjob, or leave ranks_per_node out",
+        )
     if target.schedule is None:
         return
     for option, check, value in (
@@ -197,7 +204,11 @@ def _ray_job_spec(config: CampaignConfig, target: Target) -> Manifest:
     # A learner that is one process is in the driver, and the driver on the head.
     alone = policy.ranks == 1
     head = ResourcesConfig(cpus=policy.threads + 1, gpus=None if alone else 0.0)
-    groups = [_workers("engine", engines.resources, engines.engines, 1, config, target)]
+    division = engines.division
+    pods, devices = engines.engines, division.num_devices
+    if division.executor == "ray":  # Workers may be on several nodes: a pod for each.
+        pods, devices = pods * devices, 1
+    groups = [_workers("engine", engines.resources, pods, devices, config, target)]
     if not alone:
         processes = policy.ranks_together
         learner = _workers("learner", policy.resources, policy.nodes, processes, config, target)
@@ -260,12 +271,14 @@ def _cron_job_spec(config: CampaignConfig, target: Target) -> Manifest:
     """Render a job of one pod, with a Ray cluster of its own for as long as a round takes."""
     policy, engines = config.policy, config.rollouts
     placed_cpus = sum(placed.resources.cpus * placed.num for placed in placed_workers(config))
-    engine_cpus = engines.engines * engines.resources.cpus
-    cpus = math.ceil(engine_cpus + policy.ranks * policy.threads + placed_cpus + 1)
+    devices = engines.engines * engines.division.num_devices
+    cpus = math.ceil(
+        devices * engines.resources.cpus + policy.ranks * policy.threads + placed_cpus + 1
+    )
     whole = ResourcesConfig(cpus=cpus, gpus=0.0)
     limits = _limits(whole, 1, target)
     if target.gpus:
-        limits["nvidia.com/gpu"] = str(engines.engines + policy.ranks)
+        limits["nvidia.com/gpu"] = str(devices + policy.ranks)
     pod = _pod("keel", limits, config, target, secrets=True)
     tick = shlex.join(["keel", "schedule", "tick", f"{CONFIG_DIR}/{CONFIG_FILE}"])
     pod["containers"][0]["command"] = ["sh", "-c", f"{tick} || test $? -eq {NOTHING_DUE}"]
@@ -324,6 +337,18 @@ def _pod(
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
     ]
     return {"containers": [container], "volumes": volumes}
+
+
+def placement_note(config: CampaignConfig) -> str | None:
+    """Say how engines stay off the pods of a learner on several nodes, unless the campaign does."""
+    policy, engines = config.policy, config.rollouts
+    if policy.nodes == 1 or (policy.resources.custom and engines.resources.custom):
+        return None
+    return (
+        f"engines may take room on the {policy.nodes} pods of the learner, which then wait for each other; "
+        "keep them apart with policy.resources.custom: {learner: 1} and rollouts.resources.custom: "
+        "{engine: 1}"
+    )
 
 
 def to_yaml(manifests: Sequence[Mapping[str, Any]], notes: str) -> str:

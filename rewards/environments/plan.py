@@ -138,7 +138,7 @@ class EnvironmentsPlan:
             environment=limits.variables,
             provider=sandbox.provider(self.place("episode")) if is_sandboxed else None,
             visible=tuple(dict.fromkeys(visible)) if is_sandboxed else (),
-            serves="environments",
+            serves="rewards.environments.worker:serve_environments",
             temporary=None if root is None else str(root),
         )
 

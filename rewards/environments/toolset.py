@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, Protocol
 
 from rewards.environments.adapters import ADAPTERS
@@ -141,8 +142,29 @@ def load_maker(name: str, where: str | None) -> Callable[[], Any]:
     target = import_target(name, where, "environment", "class")
     if isinstance(target, type):
         check_reset(target, name, where)
+    elif isinstance(target, FunctionType) and (needed := required_parameters(target)):
+        raise UserError(
+            f"environment {name!r} is a function of {', '.join(needed)}, not a class",
+            where=where,
+            cause="an environment is made without arguments",
+            remedy=f"if it is a tool, write tools: [{name}] (with `keel env try`: --tool {name})",
+        )
     maker: Callable[[], Any] = target
     return maker
+
+
+def required_parameters(function: FunctionType) -> list[str]:
+    """List the parameters that a call has to give.
+
+    >>> required_parameters(lambda a, b=1, *c, d: None)
+    ['a', 'd']
+    """
+    return [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
 
 
 def check_reset(kind: type[Any], name: str, where: str | None) -> None:

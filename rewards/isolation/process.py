@@ -12,12 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rewards.call import FailureKind, PartFailure
 from rewards.isolation.protocol import (
@@ -64,8 +64,8 @@ class Plan:
     visible: tuple[str, ...] = ()
     describe: bool = False
     """True: the worker only says what the reward is, and ends."""
-    serves: Literal["reward", "environments"] = "reward"
-    """Service of the worker, see `rewards.isolation.worker.SERVICES`."""
+    serves: str = "rewards.isolation.worker:serve_reward"
+    """Function that the worker calls with its channel and this plan, as ``module:name``."""
     user: tuple[int, int] | None = None
     """Ids of the user and the group that a worker without a sandbox becomes; None: it stays this one."""
     temporary: str | None = None
@@ -83,8 +83,11 @@ class WorkerEnded(Exception):
 class Worker:
     """Process that has loaded one reward. Its maker ends it."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, start_s: float = START_S) -> None:
         """Start the process and wait for its reward.
+
+        Args:
+            start_s: seconds until it must be ready.
 
         Raises:
             UserError: the reward cannot be loaded.
@@ -121,22 +124,23 @@ class Worker:
                     start_new_session=True,
                 )
             undo.callback(self.end)
-            self.about = self._hello(plan)
+            self.about = self._hello(plan, start_s)
             undo.pop_all()
 
-    def _hello(self, plan: Plan) -> dict[str, Any]:
-        until = time.monotonic() + START_S
+    def _hello(self, plan: Plan, start_s: float) -> dict[str, Any]:
+        until = time.monotonic() + start_s
         words = ("reward", "options", "where", "folder", "sample_deadline_s", "describe", "serves")
         message = {word: getattr(plan, word) for word in words}
+        import_s = IMPORT_S if start_s == START_S else start_s
         try:
-            self._channel.settimeout(START_S)
+            self._channel.settimeout(start_s)
             send_message(self._channel, {**message, "scratch": self._folder})
             with saying(
-                f"importing {plan.reward} (at most {IMPORT_S:g} s)", logger.warning, SLOW_S
+                f"importing {plan.reward} (at most {import_s:g} s)", logger.warning, SLOW_S
             ):
                 answer = receive(self._channel, until)
         except (EOFError, OSError, Malformed) as error:
-            raise WorkerEnded(self._why(error, START_S)) from error
+            raise WorkerEnded(self._why(error, start_s)) from error
         if "error" in answer:
             raise UserError(**answer["error"])
         return dict(answer["ready"])
@@ -172,6 +176,34 @@ class Worker:
                 yield answer
         except (EOFError, OSError, Malformed) as error:
             raise WorkerEnded(self._why(error, allowed)) from error
+
+    def call(
+        self, message: Mapping[str, Any], limit_s: float, answer: Callable[[Any], Any] | None = None
+    ) -> Iterator[Any]:
+        """Send a service a message, and yield each of the results that it sends until it is done.
+
+        Args:
+            limit_s: for each result.
+            answer: answers a question that the service has on the way.
+
+        Raises:
+            WorkerEnded: no result in time, or the process is gone. It must be ended.
+            UserError: the service has something to say to a person.
+        """
+        try:
+            self._channel.settimeout(limit_s)
+            send_message(self._channel, message)
+            until = time.monotonic() + limit_s
+            while "done" not in (reply := receive(self._channel, until)):
+                if "error" in reply:
+                    raise UserError(**reply["error"])
+                if "question" in reply and answer is not None:
+                    send_message(self._channel, {"answer": answer(reply["question"])})
+                    continue
+                yield reply.get("result")
+                until = time.monotonic() + limit_s
+        except (EOFError, OSError, Malformed) as error:
+            raise WorkerEnded(self._why(error, limit_s)) from error
 
     def _why(self, error: Exception, limit_s: float) -> PartFailure:
         """End the process and return a failure that says why it gave no answer."""

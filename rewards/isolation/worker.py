@@ -24,12 +24,6 @@ from rewards.isolation.protocol import (
 )
 from rollouts.errors import KeelError
 
-SERVICES = {
-    "reward": "rewards.isolation.worker:serve_reward",
-    "environments": "rewards.environments.worker:serve_environments",
-}
-"""Services of a worker by the word in its plan; each is called with the channel and the plan."""
-
 
 def serve(descriptor: int) -> None:
     """Do what the plan says, until the owner is gone. A `KeelError` before that is sent to the owner."""
@@ -37,7 +31,7 @@ def serve(descriptor: int) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):
         plan = receive(channel)
         os.chdir(plan["folder"])
-        module, _, name = SERVICES[plan["serves"]].partition(":")
+        module, _, name = plan["serves"].partition(":")
         try:
             getattr(import_module(module), name)(channel, plan)
         except KeelError as error:

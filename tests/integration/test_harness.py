@@ -172,7 +172,7 @@ def test_items_get_what_lm_eval_gives_them(
             assert said == [s["resps"][0][0] for s in samples]
             assert len(set(said)) > 3
         else:
-            ours = logprobs(one.resps[0] for one in task.task.instances)
+            ours = logprobs(one.resps[0] for one in task.questions)
             theirs = logprobs(resps[0] for s in samples for resps in s["resps"])
             assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-3
             assert max(theirs) - min(theirs) > 1.0, "all are alike: nothing was compared"

@@ -33,6 +33,10 @@ class RetentionConfig(Settings):
     """True if the method changes the gradient or the optimizer's step; a round takes one such method."""
     needs_fresh_adapter: ClassVar[bool] = False
     """True if the method keeps the adapters of rounds apart, and so needs ``policy.lora.merge``."""
+    needs_samples: ClassVar[bool] = False
+    """True if the method reads completions that the policy drew, and without them does nothing."""
+    needs_float32: ClassVar[bool] = False
+    """True if the method measures differences that are smaller than bfloat16's rounding of logprobs."""
 
     @property
     def start_samples(self) -> int:
@@ -259,6 +263,8 @@ class TrustRegionConfig(RetentionConfig):
 
     weight_copies: ClassVar[int] = 2
     changes_step: ClassVar[bool] = True
+    needs_samples: ClassVar[bool] = True
+    needs_float32: ClassVar[bool] = True
 
 
 class COPRConfig(RetentionConfig):

@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from align.data.scenarios.questions import EVAL_ROWS, GENERAL, RIGHT, Exercise, world_of
@@ -85,7 +86,13 @@ def real(folder: Path, seed: int) -> World | None:
     }  # fmt: skip
     if not all(path.is_file() for path in paths.values()):
         return None
-    rows = {key: _texts(path) for key, path in paths.items()}
+    return _real_world(tuple(paths.items()), seed)
+
+
+@lru_cache(maxsize=2)
+def _real_world(paths: tuple[tuple[tuple[str, str], Path], ...], seed: int) -> World:
+    """Build the world from files; seconds of work that a run asks for more than once."""
+    rows = {key: _texts(path) for key, path in paths}
     counts = Counter(word for part in rows.values() for text, _ in part for word in text)
     known = {word for word, _ in counts.most_common(VOCABULARY)}
     texts = {

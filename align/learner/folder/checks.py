@@ -64,7 +64,7 @@ def fits_the_keys(folder: ModelFolder) -> None:
             raise UserError(
                 f"the model has {layers} layers, and prompts are to be encoded by layer {bank.layer}",
                 where="policy.bank.layer",
-                remedy=f"set layer to at most {layers}, or leave it out for a third of them",
+                remedy=f"set layer to at most {layers}, or leave it out for one in the lower third",
             )
     else:
         encoder = Path(bank.encoder).expanduser()

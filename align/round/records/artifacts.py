@@ -15,6 +15,7 @@ from shutil import rmtree
 from typing import TYPE_CHECKING
 
 from align.algorithms.rows import Row, row_of
+from align.config.retention.rules import without_samples
 from align.data.replay.contributions import rounds_to_come
 from align.errors import ArtifactError, EvidenceError
 from align.gate.evidence import Evidence
@@ -134,7 +135,8 @@ def first_lines(spec: RoundConfig, artifacts: Mapping[str, Path]) -> Iterator[st
 
 
 def stateless_lines(rounds: Sequence[RoundConfig], states: Mapping[str, str]) -> Iterator[str]:
-    """Warn of methods that hold nothing in a round to come, since no round before it leaves their state.
+    """Warn of methods that do nothing in a round to come: no round before it leaves their state, or it
+    draws no samples that they could read.
 
     Args:
         rounds: all rounds of the campaign, in order.
@@ -142,6 +144,12 @@ def stateless_lines(rounds: Sequence[RoundConfig], states: Mapping[str, str]) ->
     """
     policies = [spec for spec in rounds if spec.algorithm.makes == "policy"]
     for spec, earlier in rounds_to_come(policies, states):
+        for name in without_samples(spec):
+            yield (
+                f"warning: round {spec.name}: {name} does nothing: it measures its steps on completions of "
+                f"the policy, and {spec.algorithm.name} learns {spec.algorithm.material} of a file; the "
+                "learning rate sets the steps"
+            )
         for method in keeping(spec) if earlier else ():
             if all(method.name not in {m.name for m in keeping(other)} for other in earlier):
                 yield (

@@ -49,6 +49,7 @@ ALLOWED = {
     "align/report/export/answering.py:write_answering": STAGED,
     "align/report/export/export.py:_write": STAGED,
     "align/report/export/export.py:_write_copy": STAGED,
+    "align/report/forecast/prediction.py:_write_holes": TEMPORARY,
     "align/round/external/process.py:run_command": LOG,
     "align/round/external/round.py:train": REMADE,
     "align/round/external/round.py:publish.write": STAGED,

@@ -46,7 +46,7 @@ signal.pause()
 """
 KEEL = """#!/usr/bin/env bash
 echo "keel $*" >>"$LOG"
-until (($(grep -c "^ray start" "$LOG") == 2)); do sleep 0.05; done
+until (($(grep -c "^ray start" "$LOG") == ${STARTS:-2})); do sleep 0.05; done
 stat -c "token %a %s" "$RAY_AUTH_TOKEN_PATH" >>"$LOG"
 trap 'echo "keel stopped" >>"$LOG"; exit 143' TERM
 if [[ $1 == run && $2 == slow.yaml ]]; then touch "$LOG.slow"; sleep 60 & wait $!; fi
@@ -94,12 +94,39 @@ def test_a_job_from_its_first_line_to_its_last(tmp_path: Path, slurm: dict[str, 
     assert own in head and own in worker and f"--ray-client-server-port={port + 2} " in head
     steps = [line for line in log if line.startswith("srun ") and " ray start " in line]
     assert all(line.startswith("srun --overlap --cpus-per-task=4 ") for line in steps)
-    assert any(" --nodes=2 --ntasks=2 --exclude=node1 " in line for line in steps)
+    assert any(" --nodes=2 --ntasks=2 --nodelist=node2,node3 " in line for line in steps)
     assert f"keel run nightly.yaml --address {address} --wait 180 --strict" in log
     assert "token 600 64" in log
     assert log.count("ray ended") == 2
     assert list((tmp_path / ".ray").iterdir()) == []
     assert not any("requeue" in line for line in log)
+
+
+def test_a_learner_on_several_nodes_has_nodes_of_its_own(
+    tmp_path: Path, slurm: dict[str, str]
+) -> None:
+    del slurm["KEEL_WORKER_RESOURCES"]
+    run = run_of({**slurm, "KEEL_LEARNER_NODES": "2", "SLURM_JOB_NUM_NODES": "3", "STARTS": "3"})
+    assert run.returncode == 3, run.stderr
+    log = (tmp_path / "log").read_text().splitlines()
+    starts = [line for line in log if line.startswith("srun ") and " ray start " in line]
+    roles = {
+        line.partition(" --nodelist=")[2].split()[0]: line.partition("--resources=")[2].split(
+            " --"
+        )[0]
+        for line in starts
+    }
+    learner, engine = '{"learner": 64}', '{"engine": 64}'
+    assert roles == {"node1": learner, "node2": learner, "node3": engine}
+    assert all("--kill-on-bad-exit=0" in line for line in starts if "--head" not in line)
+    assert log.count("ray ended") == 3
+
+
+@pytest.mark.parametrize("number", ["two", "4", "-1"])
+def test_more_learner_nodes_than_there_are(slurm: dict[str, str], number: str) -> None:
+    run = run_of({**slurm, "KEEL_LEARNER_NODES": number, "SLURM_JOB_NUM_NODES": "3"})
+    assert run.returncode == 2
+    assert f"KEEL_LEARNER_NODES is '{number}', and the job has 3 nodes" in run.stderr
 
 
 def run_of(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -177,7 +204,19 @@ def test_no_token_is_written_into_the_files() -> None:
     assert "/dev/urandom" in SBATCH.read_text()
 
 
-def test_the_cluster_file_is_one_for_ray_up() -> None:
+def labels_of(start: str, home: Path) -> str:
+    """Run a command of the cluster file with a stand-in for Ray; return the resources that Ray gets."""
+    stand_in = home / "keel/.venv/bin/ray"
+    stand_in.parent.mkdir(parents=True, exist_ok=True)
+    stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "RAY_HEAD_IP": "192.0.2.10"}
+    words = subprocess.check_output(["bash", "-c", start], env=environment, text=True).splitlines()
+    (resources,) = [word for word in words if word.startswith("--resources=")]
+    return resources.partition("=")[2]
+
+
+def test_the_cluster_file_is_one_for_ray_up(tmp_path: Path) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     raw = yaml.safe_load(CLUSTER.read_text())
@@ -187,6 +226,12 @@ def test_the_cluster_file_is_one_for_ray_up() -> None:
         (start,) = [line for line in commands if "ray start" in line]
         assert "RAY_AUTH_MODE=token" in start
         subprocess.run(["bash", "-n", "-c", start], check=True)
+        assert labels_of(start, tmp_path) == "{}"
+        (tmp_path / "keel").mkdir(exist_ok=True)
+        labels = tmp_path / "keel/resources.json"
+        labels.write_text('{"learner": 64}')
+        assert labels_of(start, tmp_path) == '{"learner": 64}'
+        labels.unlink()
     assert "--dashboard-host=127.0.0.1" in raw["head_start_ray_commands"][1]
 
 

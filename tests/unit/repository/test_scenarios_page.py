@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from align.data.scenarios import SCENARIOS
+from align.data.scenarios.folder import digest
 from benchmarks.campaigns import load_results
 from benchmarks.scenario_page import (
     BEGIN,
@@ -63,7 +65,7 @@ def test_rows_are_means_over_seeds_and_errors_are_told() -> None:
     written = table(lines)
     row = next(row for row in written.splitlines() if row.startswith("| editing | "))
     cells = [cell.strip() for cell in row.split("|")[3:-1]]
-    assert cells == ["naive", "3/6", "0.500", "0.750", "-0.500", "", "1.000", "12", "", ""]
+    assert cells == ["naive", "2", "3/6", "0.500", "0.750", "-0.500", "", "1.000", "12", "", ""]
     assert "`editing`, retained: UserError: no" in written
     assert "`editing`, retained: not run yet." in written
 
@@ -80,8 +82,8 @@ def test_other_measures_are_means_over_the_rounds_they_are_named_after() -> None
     matrix = {"base": first, "first": first, "second": last}
     rows = measures_table([run("naive", -0.5, matrix=matrix), run("retained", 0.0)]).splitlines()
     assert rows[2:] == [
-        "| editing | naive | chrf | 0.500 | 0.625 |",
-        "| editing | naive | edit-success | 0.500 | 0.125 |",
+        "| editing | naive | 0 | chrf | 0.500 | 0.625 |",
+        "| editing | naive | 0 | edit-success | 0.500 | 0.125 |",
     ]
     assert measures_table([run("naive", -0.5)]) == ""
 
@@ -99,6 +101,37 @@ def test_documents_are_compared_with_weights_of_the_same_facts() -> None:
     )
 
 
+def test_texts_are_generated_or_real_and_a_seed_draws_another_world(tmp_path: Any) -> None:
+    real = ["continual/agnews", "continual/sst2", "continual/amazon"]
+    (tmp_path / "continual").mkdir()
+    for name in real:
+        for split in ("train", "test"):
+            rows = [{"text": f"word{i} {split} {name[10:]} text", "label": "a"} for i in range(4)]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / f"{name}_{split}.jsonl").write_text(lines)
+    words = ["--scenarios", "classification,relations", "--arms", "naive", "--seeds", "0,1"]
+    words += ["--data", str(tmp_path)]
+    kinds = {
+        texts: [(each.scenario, each.data is not None, each.seed) for each in listed]
+        for texts in ("generated", "real", "generated,real")
+        if (listed := planned(arguments([*words, "--texts", texts])))
+    }
+    generated = [(name, False, seed) for seed in (0, 1) for name in ("classification", "relations")]
+    assert kinds["generated"] == generated
+    assert kinds["real"] == [("classification", True, 0), ("classification", True, 1)]
+    assert sorted(kinds["generated,real"]) == sorted(generated + kinds["real"])
+    keys = {each.key for each in planned(arguments(words))}
+    assert len(keys) == 6
+    with pytest.raises(SystemExit):
+        arguments([*words, "--texts", "imagined"])
+
+
+def test_a_seed_draws_the_world_too() -> None:
+    first, second = (digest("relations", seed) for seed in (0, 1))
+    assert first != second
+    assert first == digest("relations")
+
+
 def test_the_page_is_what_its_lines_make() -> None:
     lines = [*load_results(FOLDER / "scenarios.jsonl").values()]
     text = (FOLDER / "scenarios.md").read_text(encoding="utf-8")
@@ -113,5 +146,5 @@ def test_a_page_keeps_what_stands_outside_of_the_table(tmp_path: Any) -> None:
     assert text.startswith("# Before\n")
     assert text.endswith("After\n")
     assert "old" not in text
-    assert "| editing | efficacy | naive | 2/3 |" in text
+    assert "| editing | efficacy | naive | 1 | 2/3 |" in text
     assert [*load_results(tmp_path / "scenarios.jsonl")] == ["editing-naive"]

@@ -2,8 +2,10 @@
 
 Each edit is asked about in the four ways of the field (Meng et al. 2022, arXiv 2202.05262; Yao et al. 2023,
 arXiv 2305.13172): efficacy by the edit's own prompt, generality by a paraphrase, locality by facts that
-nobody edits, portability by a question that needs one more step. Edits are taught behind other openings
-than the prompt has when it is asked, so that no suite asks what was trained word for word.
+nobody edits, portability by a question that needs one more step. That one is answered in words, the
+capital before its river, as Zhong et al. 2023 (arXiv 2305.14795) ask for: a model that was taught the river
+alone has stored it beside the capital, and no edit of the capital reaches it. Edits are taught behind other
+openings than the prompt has when it is asked, so that no suite asks what was trained word for word.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ COUNTRIES = words(
     "torvin umber veldan wyndel xerin yorval zindar ashby bolton carrow denby"
 )
 CITIES = words("alba brint corda delmo estra fyrn galva hest irona jask kolm lysa")
-RIVERS = {city: f"{city}water" for city in CITIES}
+RIVERS = {city: f"{city} so {city}water" for city in CITIES}
+"""Answer about the river at the capital, by the city that is the capital: its name comes first."""
 OPENINGS = ["note :", "remember ,", "in fact", "it is said that", "today"]
 ROUNDS: Mapping[str, Sequence[str]] = {
     "first": COUNTRIES[:8],
@@ -67,7 +70,14 @@ def world(seed: int) -> World:
         {country: known[country] for country in part}
         for part in (UNTOUCHED[:REPLAYED], UNTOUCHED[REPLAYED:])
     )
-    files["general"] = [row for form in (PROMPT, *PARAPHRASES) for row in _rows(form, pool)]
+    files["general"] = [
+        row
+        for form, known_answers in (
+            *((form, pool) for form in (PROMPT, *PARAPHRASES)),
+            (ONE_STEP, {country: RIVERS[city] for country, city in pool.items()}),
+        )
+        for row in _rows(form, known_answers)
+    ]
     files["aspects"] = [
         {**row, "aspect": aspect}
         for name in ROUNDS

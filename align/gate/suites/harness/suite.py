@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.config.gate import HarnessConfig, SuiteConfig
-from align.gate.suites.harness.package import harmless_templates, quietly, require_lm_eval
+from align.gate.suites.harness.confined import ConfinedTask
+from align.gate.suites.harness.documents import TaskProvider
+from align.gate.suites.harness.loaded import LoadedTask
+from align.gate.suites.harness.package import quietly, require_lm_eval
 from align.gate.suites.harness.task import HarnessTask, build_task
 from align.gate.suites.harness.task_file import (
     Function,
     TaskFile,
     changes_of,
+    code_of,
     forbid_code,
     forbid_network,
     read_task_file,
-    with_changes,
 )
 from rollouts.errors import UserError, nearest
 
@@ -48,7 +52,7 @@ def load_harness(
         forbid_code(file, f"{where}.harness.allow_code")
     forbid_network(file, f"{where}.harness.task")
     _forbid_fetched_metrics(file, f"{where}.harness.task")
-    task = _load(file, changes, f"{where}.harness")
+    task = _loaded(file, changes, spec, f"{where}.harness")
     return build_task(task, file, spec, suite.items, encoder, context, where)
 
 
@@ -113,31 +117,10 @@ def _forbid_fetched_metrics(file: TaskFile, where: str) -> None:
             )
 
 
-def _load(file: TaskFile, changes: dict[str, Any], where: str) -> Any:
-    """Return the task object, its data read."""
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    try:
-        with quietly(), harmless_templates():
-            config = with_changes(load_yaml(file.path, resolve_func=True), changes)
-            config.pop("tag", None)
-            manager = TaskManager(include_defaults=False)
-            (task,) = manager.load(config)["tasks"].values()
-            if not len(task.eval_docs):
-                raise IndexError
-    except IndexError as error:
-        raise UserError(
-            f"the task {file.config['task']!r} has no documents",
-            where=where,
-            cause="its data is empty, or process_docs left nothing over",
-        ) from error
-    except (
-        Exception
-    ) as error:  # A task file can be wrong in any way that lm_eval and datasets know.
-        raise UserError(
-            f"lm_eval cannot load the task {file.config['task']!r}: {type(error).__name__}: {error}",
-            where=where,
-            cause=f"{file.path} and its data do not fit together",
-        ) from error
-    return task
+def _loaded(
+    file: TaskFile, changes: Mapping[str, Any], spec: HarnessConfig, where: str
+) -> TaskProvider:
+    """Load a task: here, or in a process of its own if its files run code that is not Keel's."""
+    if spec.include_path is None or not code_of(file):
+        return LoadedTask(file.path, changes, where)
+    return ConfinedTask(file.path, changes, where, name=spec.task, deadline_s=spec.deadline_s)

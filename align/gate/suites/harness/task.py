@@ -8,19 +8,19 @@ answers, the task's ``process_results`` for every document.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.config.gate import HarnessConfig
 from align.gate.measurement.samples import ItemScore, checked
+from align.gate.suites.harness.documents import Contents, TaskFacts, TaskProvider, TaskQuestion
 from align.gate.suites.harness.lm import EngineModel, TextModel, engine_lm
-from align.gate.suites.harness.package import harmless_templates, lm_eval_version, quietly
+from align.gate.suites.harness.loaded import as_json
+from align.gate.suites.harness.package import lm_eval_version
 from align.gate.suites.harness.requests import check_requests
 from align.gate.suites.harness.task_file import TaskFile
-from align.gate.suites.harness.values import LIKELIHOODS, WHOLE, item_value
+from align.gate.suites.harness.values import LIKELIHOODS, WHOLE
 from rollouts.chat.probe import check_conversations, probe_turns
 from rollouts.engines.protocol import RolloutEngine
 from rollouts.errors import RunError, UserError, nearest
@@ -28,9 +28,6 @@ from rollouts.types import Completion, Prompt, Score
 
 if TYPE_CHECKING:
     from rollouts.prompts import PromptEncoder
-
-FEWSHOT_SEED = 1234
-"""Seed of the worked examples, as `lm_eval.simple_evaluate` draws them."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +39,18 @@ class HarnessItem:
     prompt: Prompt
     """Named by lm_eval's hashes; its text is the document's, without worked examples."""
     doc: Any
-    instances: tuple[Any, ...]
-    """`lm_eval.api.instance.Instance`, one or one per choice."""
+    instances: tuple[TaskQuestion, ...]
+    """One, or one per choice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HarnessTask:
     """A task and its items, on one tokenizer and context."""
 
-    task: Any
-    """`lm_eval.api.task.Task`, its requests built."""
+    provider: TaskProvider
+    """The loaded task, which judges answers."""
+    questions: tuple[TaskQuestion, ...]
+    """Requests about all documents, also about repeated ones."""
     items: tuple[HarnessItem, ...]
     metric: str
     filter: str
@@ -65,7 +64,7 @@ class HarnessTask:
     @property
     def scores(self) -> bool:
         """True if the task asks for log-likelihoods of given texts."""
-        return any(request.request_type != "generate_until" for request in self.task.instances)
+        return any(request.request_type != "generate_until" for request in self.questions)
 
     @property
     def unit(self) -> str:
@@ -84,36 +83,40 @@ class HarnessTask:
         Raises:
             RunError: the task has no such metric after all, or a value lies outside its range.
         """
+        facts = self.provider.facts
         is_greedy_read = (
-            callable(self.task.config.process_results)
-            or self.task.OUTPUT_TYPE == "loglikelihood"
-            or self.metric == "exact_match"
+            facts.judges or facts.output_type == "loglikelihood" or self.metric == "exact_match"
         )
         lm = engine_lm(engine, encoder, self.context, seed=seed, greedy=is_greedy_read)
-        with harmless_templates():
-            self._ask(lm)
-            self.task.apply_filters()
-            return [self._score(item, lm, value_range) for item in self.items], lm.num_tokens
+        self._ask(lm)
+        answers = [question.resps for question in self.questions]
+        scores = self.provider.judge(answers, self.metric, self.filter)
+        return [
+            self._score(item, score, lm, value_range)
+            for item, score in zip(self.items, scores, strict=True)
+        ], lm.num_tokens
 
     def _ask(self, lm: EngineModel) -> None:
         """Send every request, as often as the task repeats it."""
-        by_type: dict[str, list[Any]] = {}
-        for instance in self.task.instances:
-            instance.resps, instance.filtered_resps = [], {}
-            by_type.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
-        for request_type, instances in by_type.items():
-            answers = getattr(lm, request_type)(instances, disable_tqdm=True)
-            for instance, answer in zip(instances, answers, strict=True):
-                instance.resps.append(answer)
+        by_type: dict[str, list[TaskQuestion]] = {}
+        for question in self.questions:
+            question.resps = []
+            by_type.setdefault(question.request_type, []).extend([question] * question.repeats)
+        for request_type, questions in by_type.items():
+            answers = getattr(lm, request_type)(questions, disable_tqdm=True)
+            for question, answer in zip(questions, answers, strict=True):
+                question.resps.append(answer)
 
     def _score(
-        self, item: HarnessItem, lm: EngineModel, value_range: tuple[float, float] | None
+        self,
+        item: HarnessItem,
+        score: Score,
+        lm: EngineModel,
+        value_range: tuple[float, float] | None,
     ) -> ItemScore:
         finish = lm.finishes.get(item.instances[0].doc_id, "stop")
         if finish == "failed":
             score = Score(value=None, status="failed", detail="an engine gave no answer")
-        else:
-            score = self._value(item)
         try:
             score = checked(score, value_range)
         except ValueError as error:
@@ -130,24 +133,9 @@ class HarnessTask:
             ),
         )
 
-    def _value(self, item: HarnessItem) -> Score:
-        answers = [instance.filtered_resps[self.filter] for instance in item.instances]
-        try:
-            values = self.task.process_results(item.doc, answers)
-        except Exception as error:  # A task's own code: what it cannot judge counts as failed.
-            return Score(value=None, status="failed", detail=f"{type(error).__name__}: {error}")
-        if self.metric not in values:
-            raise RunError(
-                f"the task gives no {self.metric!r} for its items",
-                remedy=nearest(self.metric, [str(name) for name in values]),
-            )
-        better = self.task.higher_is_better().get(self.metric) is not False
-        value = item_value(self.metric, values[self.metric], higher_is_better=better)
-        return Score(value=value, status="abstained" if value is None else "scored")
-
 
 def build_task(
-    task: Any,
+    task: TaskProvider,
     file: TaskFile,
     spec: HarnessConfig,
     items: int,
@@ -158,15 +146,15 @@ def build_task(
     """Build the requests of a loaded task.
 
     Args:
-        task: `lm_eval.api.task.Task`.
+        task: loaded, here or in a process of its own.
         items: documents used, from the first on.
 
     Raises:
         UserError: too few documents, no such metric or filter, or requests that cannot be made.
     """
-    metric, filter = _metric(task, spec, where), _filter(file, spec, where)
+    metric, filter = _metric(task.facts, spec, where), _filter(file, spec, where)
     model = TextModel(encoder, context)
-    available = len(task.eval_docs)
+    available = task.facts.documents
     if available < items:
         raise UserError(
             f"the suite asks for {items} items and the task {spec.task!r} has {available}",
@@ -176,15 +164,16 @@ def build_task(
     if spec.chat_template and model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=f"{where}.harness.chat_template")
     if spec.chat_template:
-        roles = ("user", "assistant", "user") if task.config.num_fewshot else ("user",)
+        roles = ("user", "assistant", "user") if task.facts.shows_examples else ("user",)
         prompt = Prompt(id=spec.task, messages=probe_turns(roles))
         check_conversations(encoder, [prompt], f"{where}.harness.chat_template")
-    built = _items(task, spec, items, model)
-    num_cut = check_requests(task.instances, model, where)
+    contents = task.contents(items, model, spec.chat_template)
+    built = _items(contents)
+    num_cut = check_requests(contents.questions, model, where)
     if num_cut:
         logger.warning(
             "%s: %d of %d requests of task %s do not fit %d tokens and lose their beginning",
-            where, num_cut, len(task.instances), spec.task, model.max_length,
+            where, num_cut, len(contents.questions), spec.task, model.max_length,
         )  # fmt: skip
     content = {
         **file.identity,
@@ -194,18 +183,19 @@ def build_task(
         "max_length": model.max_length if num_cut else None,
     }
     return HarnessTask(
-        task=task,
+        provider=task,
+        questions=contents.questions,
         items=built,
         metric=metric,
         filter=filter,
         context=context,
         num_cut=num_cut,
-        digest=hashlib.sha256(_json(content, sort_keys=True).encode()).hexdigest(),
+        digest=hashlib.sha256(as_json(content, sort_keys=True).encode()).hexdigest(),
     )
 
 
-def _metric(task: Any, spec: HarnessConfig, where: str) -> str:
-    known = [str(name) for name in task.aggregation()]
+def _metric(facts: TaskFacts, spec: HarnessConfig, where: str) -> str:
+    known = list(facts.metrics)
     metric = spec.metric or known[0]
     if metric not in known:
         raise UserError(
@@ -213,7 +203,7 @@ def _metric(task: Any, spec: HarnessConfig, where: str) -> str:
             where=f"{where}.harness.metric",
             remedy=nearest(metric, known),
         )
-    if metric in WHOLE and not callable(task.config.process_results):
+    if metric in WHOLE and not facts.judges:
         raise UserError(
             f"{metric} has a value only for all items together, and snapshots are compared item by item",
             where=f"{where}.harness.metric",
@@ -233,60 +223,18 @@ def _filter(file: TaskFile, spec: HarnessConfig, where: str) -> str:
     return spec.filter or known[0]
 
 
-def _items(
-    task: Any, spec: HarnessConfig, number: int, model: TextModel
-) -> tuple[HarnessItem, ...]:
-    """Return the first documents with their requests."""
-    with quietly(), harmless_templates():
-        task.set_fewshot_seed(FEWSHOT_SEED)
-        task.build_all_requests(
-            limit=number,
-            apply_chat_template=spec.chat_template,
-            fewshot_as_multiturn=spec.chat_template,
-            chat_template=model.apply_chat_template if spec.chat_template else None,
-            tokenizer_name=model.tokenizer_name if spec.chat_template else "",
+def _items(contents: Contents) -> tuple[HarnessItem, ...]:
+    """Return the documents with their requests."""
+    if contents.num_duplicates:
+        logger.warning("%d documents are duplicates and are left out", contents.num_duplicates)
+    return tuple(
+        HarnessItem(
+            prompt=Prompt(id=document.id, text=document.text, columns=dict(document.columns)),
+            doc=document.doc,
+            instances=tuple(contents.questions[number] for number in document.questions),
         )
-        return _distinct(task)
-
-
-def _distinct(task: Any) -> tuple[HarnessItem, ...]:
-    """Return every document once: a repeated one would pretend to be more evidence."""
-    by_doc: dict[int, list[Any]] = {}
-    for instance in task.instances:
-        by_doc.setdefault(instance.doc_id, []).append(instance)
-    items: dict[str, HarnessItem] = {}
-    for instances in by_doc.values():
-        instances.sort(key=lambda instance: instance.idx)
-        doc = instances[0].doc
-        name = item_id(doc, instances[0].arguments[0])
-        columns = doc if isinstance(doc, Mapping) else {}
-        prompt = Prompt(id=name, text=_text(task, doc, instances), columns=dict(columns))
-        item = HarnessItem(prompt=prompt, doc=doc, instances=tuple(instances))
-        items.setdefault(name, item)
-    if len(items) < len(by_doc):
-        logger.warning("%d documents are duplicates and are left out", len(by_doc) - len(items))
-    return tuple(items.values())
-
-
-def item_id(doc: Any, prompt: str) -> str:
-    """Return the first 16 digits of lm_eval's ``doc_hash`` and ``prompt_hash`` of logged samples."""
-    from lm_eval.utils import hash_string
-
-    return f"{hash_string(_json(doc, indent=2))[:16]}-{hash_string(str(prompt))[:16]}"
-
-
-def _json(value: Any, **options: Any) -> str:
-    from lm_eval.utils import handle_non_serializable
-
-    return json.dumps(value, default=handle_non_serializable, ensure_ascii=False, **options)
-
-
-def _text(task: Any, doc: Any, instances: Sequence[Any]) -> str:
-    """Return the words of a document; of a text that is only scored, the text."""
-    words = task.doc_to_text(doc)
-    if isinstance(words, str) and words.strip():
-        return words
-    return "\n".join(dict.fromkeys(str(instance.args[0]) for instance in instances))
+        for document in contents.documents
+    )
 
 
 def _answer(item: HarnessItem) -> str:

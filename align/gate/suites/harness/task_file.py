@@ -101,13 +101,18 @@ def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
     return merged
 
 
-def forbid_code(task: TaskFile, where: str) -> None:
-    """Raise a `UserError` for a task that runs code of its own."""
+def code_of(task: TaskFile) -> list[str]:
+    """List the functions and keys by which a task runs code of its own."""
     names = [str(function) for function in task.imported]
     names += [key for key in CODE_KEYS if task.config.get(key, False) is not False]
-    if names:
+    return list(dict.fromkeys(names))
+
+
+def forbid_code(task: TaskFile, where: str) -> None:
+    """Raise a `UserError` for a task that runs code of its own."""
+    if names := code_of(task):
         raise UserError(
-            f"the task {task.config.get('task')!r} runs code: {', '.join(dict.fromkeys(names))}",
+            f"the task {task.config.get('task')!r} runs code: {', '.join(names)}",
             where=where,
             cause=str(task.path),
             remedy="read that code, then set harness.allow_code: true",

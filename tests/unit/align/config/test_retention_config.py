@@ -15,6 +15,7 @@ from align.config.file import load_campaign
 from align.config.retention.methods import EWCConfig, L2SPConfig
 from align.config.retention.registry import RETENTION
 from align.learner.folder.sizes import artifact_bytes, learner_memory, num_trained
+from align.round.records.artifacts import stateless_lines
 from align.store.changes.earlier_versions import as_read
 from rollouts.errors import UserError
 from tests.unit.campaigns import raw_campaign
@@ -229,6 +230,47 @@ def test_directions_that_are_frozen_are_turned_away_from_nothing() -> None:
     with pytest.raises(ValidationError, match=r"o_lora turns .* inflora chooses .* keep one"):
         made({"retention": ["o_lora", "inflora"]}, policy=policy)
     assert names(made({"retention": ["o_lora", "n_lora"]}, policy=policy)) == ["o_lora", "n_lora"]
+
+
+FLOAT32 = sorted(name for name, config in RETENTION.items() if config.needs_float32)
+SAMPLES = sorted(name for name, config in RETENTION.items() if config.needs_samples)
+FROM_A_FILE: dict[str, dict[str, Any]] = {
+    "pairs": {"algorithm": {"name": "dpo", "pairs": "file"}},
+    "ratings": {"algorithm": {"name": "kto", "ratings": "file"}},
+    "demonstrations": {"algorithm": "sft"},
+    "texts": {"algorithm": "pretrain"},
+}
+"""Rounds that draw no samples, by what they learn from."""
+
+
+@pytest.mark.parametrize("name", FLOAT32)
+def test_what_measures_less_than_rounding_needs_float32(name: str) -> None:
+    def policy(dtype: str) -> dict[str, str]:
+        return {"model": "demo://digits", "dtype": dtype}
+
+    # By the defaults it is a method of every round that lists no others.
+    cases: list[tuple[dict[str, Any], ...]] = [
+        ({}, {}, {"retention": [name]}),
+        ({"retention": [name]}, {"retention": []}),
+    ]
+    for settings in cases:
+        with pytest.raises(ValidationError, match=f"rounds.1.retention: {name} .*set policy.dtype"):
+            made(*settings, policy=policy("bfloat16"))
+        made(*settings, policy=policy("float32"))
+    made({}, {}, {"retention": [EWC]}, policy=policy("bfloat16"))
+
+
+@pytest.mark.parametrize("material", FROM_A_FILE)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_what_reads_samples_is_refused_in_a_round_that_draws_none(name: str, material: str) -> None:
+    spec = {**FROM_A_FILE[material], "data": "rows.jsonl", "prompts": None, "rewards": []}
+    with pytest.raises(ValidationError, match=f"rounds.1.retention: {name} .*{material} of a file"):
+        made({}, {}, {**spec, "retention": ["kl_anchors", name]})
+    # Defaults may be meant for the other rounds; the check names those that they do nothing in.
+    config = made({"retention": ["kl_anchors", name]}, {}, spec)
+    (line,) = stateless_lines(config.rounds, {})
+    assert line.startswith(f"warning: round second: {name} does nothing") and material in line
+    assert list(stateless_lines(config.rounds, {"second": "accepted"})) == []
 
 
 def test_a_note_says_that_the_default_anchors_are_gone(tmp_path: Path) -> None:

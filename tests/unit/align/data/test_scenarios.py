@@ -157,6 +157,8 @@ def test_edits_change_what_the_base_knows_and_a_repeated_edit_is_asked_about_onc
         assert all(by_prompt[prompt] != answer for prompt, answer in edited.items())
         rivers = set(answers(files[f"{name}-portability"]).values())
         assert rivers == {editing.RIVERS[city] for city in edited.values()}
+        steps = [river.split() for river in rivers]
+        assert all(first + "water" == last for first, _, last in steps)
     assert not {*answers(files["first-eval"])} & {*answers(files["again-eval"])}
     first, again = (
         {row["prompt"]: row["completion"] for row in files[name]} for name in ("first", "again")

@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from align.algorithms import ALGORITHMS
+from align.algorithms import ALGORITHMS, algorithm_class
 from align.campaign import run_campaign
+from align.config.campaign import CampaignConfig
+from align.config.retention.registry import RETENTION
 from align.data.demo import BASE_MODEL
 from align.data.demo.world import demo_prompts
 from rollouts.errors import UserError
 from tests.unit.align.round.test_round import Ran
-from tests.unit.campaigns import ENFORCE, Starter, Watcher, campaign, no_engine, rounds
+from tests.unit.campaigns import (
+    ENFORCE,
+    Starter,
+    Watcher,
+    campaign,
+    no_engine,
+    raw_campaign,
+    rounds,
+)
 
 ROUNDING = 1e-8
 """Size of a divergence of equal distributions whose two passes add their terms in another order."""
@@ -283,3 +294,31 @@ def test_replayed_examples_are_never_held_out_and_come_again_after_a_stop(
     loaded = load_inputs(inputs)
     for name, units in loaded.examples.items():
         assert not any(names_of(unit) & loaded.held_examples for unit in units), name
+
+
+MATERIALS = ("ppo_own", "dpo_file", "kto", "sft", "pretrain", "distill")
+"""An algorithm for each kind of data, one with a critic and one with a teacher."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MATERIALS)
+@pytest.mark.parametrize("method", RETENTION)
+def test_a_method_is_refused_when_the_file_is_read_or_goes_through_two_rounds(
+    method: str, name: str, files: Path, tmp_path: Path
+) -> None:
+    """None fails late. A method of the defaults may do nothing in some rounds."""
+    raw = raw_campaign(tmp_path, rounds=rounds(*[{**spec_of(name, files), "steps": 1}] * 2))
+    entry = {"name": method, **({"lambda": 50.0} if method == "ewc" else {})}
+    raw["defaults"]["retention"] = [entry] if method == "kl_anchors" else ["kl_anchors", entry]
+    if RETENTION[method].needs_fresh_adapter:
+        raw["policy"]["lora"] = {"rank": 2, "merge": True}
+    if (
+        method == "copr"
+        and not algorithm_class(name.removesuffix("_file").removesuffix("_own")).ranks_answers
+    ):
+        with pytest.raises(ValidationError, match="copr holds ranked answers"):
+            CampaignConfig.model_validate(raw)
+        return
+    config = CampaignConfig.model_validate(raw)
+    evidence = run_campaign(config, start_engine=Starter(), observer=Watcher())
+    assert [record.state for record in evidence.ledger.rounds()] == ["accepted", "accepted"]

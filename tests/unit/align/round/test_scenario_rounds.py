@@ -35,7 +35,7 @@ def interrupted(clock: Clock, plan: Any, outcome: Any) -> None:
 def run(folder: Path, scenario: str, arms: str) -> None:
     results = str(folder / "results.jsonl")
     main(["--quick", "--scenarios", scenario, "--arms", arms, "--folder", str(folder),
-          "--results", results])  # fmt: skip
+          "--seeds", "1", "--results", results])  # fmt: skip
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -60,6 +60,12 @@ def test_arms_begin_with_the_same_base_and_are_told_apart(folder: Path) -> None:
     naive, retained, _ = lines_of(folder)
     assert naive["matrix"]["base"] == retained["matrix"]["base"]
     assert naive["key"] != retained["key"]
+
+
+def test_a_seed_draws_the_world_that_a_run_is_over(folder: Path) -> None:
+    assert {line["seed"] for line in lines_of(folder)} == {1}
+    worlds = {path: json.loads(path.read_text()) for path in folder.glob("*/world.json")}
+    assert [world["seed"] for world in worlds.values()] == [1, 1]
 
 
 def test_a_finished_run_is_not_run_again(folder: Path) -> None:

@@ -149,3 +149,16 @@ def test_a_store_with_adapters_takes_no_weights_in_flight(
     policy = {"model": "demo://digits", "lora": {"rank": 4}}
     with pytest.raises(UserError, match="began with engines that serve adapters"):
         expanded_here(campaign(tmp_path, policy=policy, rounds=flight))
+
+
+def test_auto_that_stands_for_bfloat16_is_refused_where_a_round_needs_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = rounds({"retention": ["kl_anchors", "trust_region"]})
+    config = campaign(tmp_path, policy={"model": "demo://digits", "dtype": "auto"}, rounds=specs)
+    on(monkeypatch, BF16)
+    with pytest.raises(UserError, match=r"set policy\.dtype to float32") as refusal:
+        expanded_here(config)
+    assert "auto stands for bfloat16" in str(refusal.value)
+    on(monkeypatch, AVX2)
+    assert expanded_here(config).policy.dtype == "float32"

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from align.config.campaign import CampaignConfig
 from launch.cli import app
-from launch.kubernetes.render import ManifestKind, Target, render
+from launch.kubernetes.render import ManifestKind, Target, placement_note, render
 from rollouts.errors import UserError
 
 GOLDEN = Path(__file__).parents[2] / "data" / "kubernetes"
@@ -112,8 +112,14 @@ def test_only_the_driver_gets_secrets_and_only_by_name(tmp_path: Path) -> None:
 def test_what_the_pods_offer_holds_what_the_campaign_asks(tmp_path: Path) -> None:
     from launch.cluster.preflight import ClusterNode, demands_of, problems
 
-    for ranks in (1, 2):
-        text = campaign(ranks) + PLACED
+    nodes_of_ranks = "ranks: 8, ranks_per_node: 4"
+    divided = "engines: 2\n  tensor_parallel: 2"
+    for text in (
+        campaign(1) + PLACED,
+        campaign(2) + PLACED,
+        campaign(2).replace("ranks: 2", nodes_of_ranks).replace("engines: 2", divided),
+        campaign(2).replace("engines: 2", f"{divided}\n  executor: ray"),
+    ):
         config = CampaignConfig.model_validate(yaml.safe_load(text))
         target = Target(kind="rayjob", image="registry.example/keel:1")
         _, job = render(config, text, target)
@@ -124,6 +130,26 @@ def test_what_the_pods_offer_holds_what_the_campaign_asks(tmp_path: Path) -> Non
             total = {"CPU": float(start["num-cpus"]), **labels}
             nodes += [ClusterNode(name="pod", total=total, free=total)] * group["replicas"]
         assert problems(nodes, demands_of(config, gpus=False)) == []
+
+
+def test_a_learner_on_several_nodes_has_a_pod_on_each(tmp_path: Path) -> None:
+    text = campaign(2).replace("ranks: 2", "ranks: 16, ranks_per_node: 8")
+    config = CampaignConfig.model_validate(yaml.safe_load(text))
+    target = Target(kind="rayjob", image="registry.example/keel:1", gpus=True)
+    _, job = render(config, text, target)
+    learner = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][1]
+    assert (learner["groupName"], learner["replicas"]) == ("learner", 2)
+    limits = learner["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert (limits["cpu"], limits["nvidia.com/gpu"]) == ("8", "8")
+    # Engines ask for a100, the ranks for nothing of their own.
+    assert "engines may take room on the 2 pods" in (placement_note(config) or "")
+    alone = text.replace(
+        "ranks_per_node: 8", "ranks_per_node: 8, resources: {custom: {learner: 1}}"
+    )
+    assert placement_note(CampaignConfig.model_validate(yaml.safe_load(alone))) is None
+    with pytest.raises(UserError, match="--kind cronjob has one pod"):
+        tick = Target(kind="cronjob", image="registry.example/keel:1", schedule="0 3 * * *")
+        render(config, text, tick)
 
 
 @pytest.mark.parametrize(

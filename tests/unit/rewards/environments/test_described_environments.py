@@ -85,6 +85,7 @@ def test_a_worker_reads_schemas_as_templates_get_them() -> None:
             "two tools are named 'f'",
         ),
         ("def make():\n    return 3", [], "make", "has no method reset"),
+        ("def make(a, b=1, *, c): ...", [], "make", "is a function of a, c, not a class"),
     ],
 )
 def test_code_that_cannot_be_acted_with(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -155,6 +156,47 @@ def test_code_runs_only_where_it_is_asked_for(folder: Folder) -> None:
     task = folder.load(allow_code=True)
     scores, _ = task.measure(saying("5 1 4 1 0 <eos>"), ENCODER, seed=0)
     assert [score.value for score in scores] == [1.0, 0.5, 0.5, 0.5, 0.5, 0.5]
+
+
+def test_allowed_code_is_a_process_without_secrets(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SENTRY_DSN", "https://key@sentry.example/1")
+    folder.write(TASK, extra=CODE)
+    (folder.path / "score.py").write_text(
+        "import os\n"
+        "def process(doc, results):\n"
+        f"    bare = 'SENTRY_DSN' not in os.environ and os.getpid() != {os.getpid()}\n"
+        "    return {'exact_match': float(bare)}\n"
+    )
+    task = folder.load(items=3, allow_code=True)
+    scores, _ = task.measure(saying("5 <eos>"), ENCODER, seed=0)
+    assert [score.value for score in scores] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.slow
+def test_allowed_code_that_ends_its_process_fails_one_item(folder: Folder) -> None:
+    folder.write(TASK, extra=CODE)
+    (folder.path / "score.py").write_text(
+        "import os\n"
+        "def process(doc, results):\n"
+        f"    if doc == {DOCS[1]!r}:\n"
+        "        os._exit(3)\n"
+        "    return {'exact_match': 1.0}\n"
+    )
+    task = folder.load(items=3, allow_code=True)
+    for _ in range(2):
+        scores, _ = task.measure(saying("5 <eos>"), ENCODER, seed=0)
+        assert [score.value for score in scores] == [1.0, None, 1.0]
+        assert scores[1].detail == "the task's code: the worker exited with code 3"
+
+
+def test_allowed_code_that_never_ends_is_given_up(folder: Folder) -> None:
+    folder.write(TASK, extra=CODE)
+    (folder.path / "score.py").write_text("import time\ntime.sleep(600)\n")
+    error = folder.refused(allow_code=True, deadline_s=1.0)
+    assert "the code of the task 'reverse' did not load the task" in error.what
+    assert "raise deadline_s" in (error.remedy or "")
 
 
 def test_included_and_marked_code_is_found(folder: Folder) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from align.algorithms.rows import Batch
 from align.config.campaign import OptimizerConfig, PolicyConfig, RoundSettings
-from align.config.rules import check_methods
+from align.config.retention.rules import check_methods
 from align.errors import UserError
 from align.learner.learner import Learner
 from align.learner.optimizer import make_optimizer
