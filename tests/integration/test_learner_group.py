@@ -46,7 +46,7 @@ NOTES: list[str] = []
 IDENTITY = {"config": "abc", "parent": "base"}
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"gradient_checkpointing": True},
-    "lora": {"lora": LoraConfig(rank=4, alpha=8.0)},
+    "lora": {"lora": LoraConfig(rank=4, alpha=8.0), "gradient_checkpointing": True},
 }
 SPEC = RoundSettings(
     # Two mini-batches need start logprobs, and seven padded tokens a pass make uneven shares.
