@@ -83,11 +83,12 @@ class WorkerEnded(Exception):
 class Worker:
     """Process that has loaded one reward. Its maker ends it."""
 
-    def __init__(self, plan: Plan, start_s: float = START_S) -> None:
+    def __init__(self, plan: Plan, start_s: float | None = None) -> None:
         """Start the process and wait for its reward.
 
         Args:
-            start_s: seconds until it must be ready.
+            start_s: seconds until it must be ready; None: `START_S`, of which an import may take
+                `IMPORT_S`.
 
         Raises:
             UserError: the reward cannot be loaded.
@@ -127,11 +128,11 @@ class Worker:
             self.about = self._hello(plan, start_s)
             undo.pop_all()
 
-    def _hello(self, plan: Plan, start_s: float) -> dict[str, Any]:
+    def _hello(self, plan: Plan, limit_s: float | None) -> dict[str, Any]:
+        start_s, import_s = (START_S, IMPORT_S) if limit_s is None else (limit_s, limit_s)
         until = time.monotonic() + start_s
         words = ("reward", "options", "where", "folder", "sample_deadline_s", "describe", "serves")
         message = {word: getattr(plan, word) for word in words}
-        import_s = IMPORT_S if start_s == START_S else start_s
         try:
             self._channel.settimeout(start_s)
             send_message(self._channel, {**message, "scratch": self._folder})

@@ -184,6 +184,8 @@ def lesson(case: str, teacher: Path) -> tuple[str, RoundSettings, Sequence[Batch
 def test_two_ranks_learn_what_one_does(
     groups: Callable[[str], LearnerGroup], base: Path, tmp_path: Path, case: str
 ) -> None:
+    if case == "8bit":
+        pytest.importorskip("bitsandbytes")
     kind, spec, batches = lesson(case, save_model(tmp_path / "teacher", seed=1))
     one, two = alone(base, tmp_path, kind), groups(kind)
     first, second = begin(one, kind, spec), begin(two, kind, spec)
