@@ -139,6 +139,15 @@ def test_a_worker_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     assert "code 3" in str(caught.value)
 
 
+def test_files_that_the_code_reads_exist_before_it_is_loaded(tmp_path: Path) -> None:
+    plan = EnvironmentsPlan(
+        tools=("none.py:f",), files=(str(tmp_path), f"{tmp_path}/catalogue"), where="rounds.1"
+    )
+    with pytest.raises(UserError, match=r"there is no file or folder '.*/catalogue'") as caught:
+        describe_environments(plan)
+    assert caught.value.where == "rounds.1.episode.files.1"
+
+
 @pytest.mark.parametrize(
     ("several", "columns", "says"),
     [
