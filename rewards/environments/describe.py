@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rewards.environments.plan import COLUMN, EnvironmentsPlan
@@ -47,12 +48,25 @@ def describe_environments(plan: EnvironmentsPlan) -> Mapping[str, DescribedEnvir
     """Return the facts about every environment of a plan, by name; files are loaded in a worker.
 
     Raises:
-        UserError: one cannot be loaded or constructed, or a tool has no schema.
+        UserError: one cannot be loaded or constructed, a tool has no schema, or a file does not exist.
     """
+    _check_files(plan)
     digest = plan.digest()
     if digest not in _DESCRIBED:
         _DESCRIBED[digest] = _read(plan)
     return _DESCRIBED[digest]
+
+
+def _check_files(plan: EnvironmentsPlan) -> None:
+    """Refuse files that the code is to read and that do not exist; those that were sent here do."""
+    for i, file in enumerate(plan.files if plan.code is None else ()):
+        if not Path(file).exists():
+            raise UserError(
+                f"there is no file or folder {file!r}",
+                where=plan.place(f"episode.files.{i}"),
+                cause="paths in a campaign file start from its folder",
+                remedy="correct the path, or remove it",
+            )
 
 
 def _read(plan: EnvironmentsPlan) -> Mapping[str, DescribedEnvironment]:

@@ -153,7 +153,7 @@ def load_maker(name: str, where: str | None) -> Callable[[], Any]:
     return maker
 
 
-def required_parameters(function: FunctionType) -> list[str]:
+def required_parameters(function: Callable[..., Any]) -> list[str]:
     """List the parameters that a call has to give.
 
     >>> required_parameters(lambda a, b=1, *c, d: None)
@@ -199,7 +199,48 @@ def construct_checked(environment: LoadedEnvironment) -> Any:
         ) from error
     if instance is not None:
         check_reset(type(instance), environment.target, environment.where)
+        check_own_methods(instance, environment.target, environment.where)
     return instance
+
+
+def check_own_methods(instance: Any, name: str, where: str | None) -> None:
+    """Refuse methods that no episode could call: those without ``self``, and rewards with parameters.
+
+    Raises:
+        UserError: names the method.
+    """
+    if isinstance(instance, AdaptedEnvironment):
+        return
+    for method, function in inspect.getmembers(type(instance), predicate=inspect.isfunction):
+        is_static = isinstance(inspect.getattr_static(type(instance), method), staticmethod)
+        if method.startswith("_") or is_static:
+            continue
+        first = next(iter(inspect.signature(function).parameters.values()), None)
+        # A typed first parameter of another name is an argument, into which the object would fall.
+        if (
+            first is None
+            or first.kind in (first.VAR_KEYWORD, first.KEYWORD_ONLY)
+            or (
+                first.kind is first.POSITIONAL_OR_KEYWORD
+                and first.name != "self"
+                and first.annotation is not first.empty
+            )
+        ):
+            raise UserError(
+                f"method {method!r} of environment {name!r} does not take self",
+                where=where,
+                cause="it is called on the object of an episode, which comes first",
+                remedy=f"write def {method}(self, ...)",
+            )
+    for method in (GET_REWARD, GET_TURN_REWARD):
+        bound = getattr(type(instance), method, None) and getattr(instance, method)
+        if inspect.isroutine(bound) and (needed := required_parameters(bound)):
+            raise UserError(
+                f"{method} of environment {name!r} takes {', '.join(needed)}",
+                where=where,
+                cause=f"it is called without arguments: {method}()",
+                remedy=f"write def {method}(self) -> float, and keep in self what it needs",
+            )
 
 
 def methods_of(instance: Any) -> dict[str, Tool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from align.config.episodes.settings import ActingSettings
 from align.config.rewards import RewardConfig
 from align.settings import stated
 from rewards.imports import code_digest
+from rollouts.errors import UserError
 from rollouts.types import Prompt
 
 if TYPE_CHECKING:
@@ -86,19 +88,53 @@ def check_rewards(
         rewards: by their places in the campaign file.
 
     Raises:
-        UserError: the method or the attribute that a reward reads is missing.
+        UserError: the method or the attribute that a reward reads is missing, or an option of ``success``
+            is none that could be read.
     """
     from rewards.environments.describe import check_attribute, check_rewarded
 
     needing = []
     for where, reward in rewards.items():
         attribute = reward.options.get("attribute")
+        if reward.name == SUCCESS:
+            check_success(reward.options, f"{where}.options")
         if reward.name == SUCCESS and isinstance(attribute, str):
             check_attribute(described, attribute, f"{where}.options.attribute")
         elif reward.name in (ENVIRONMENT_REWARD, SUCCESS):
             needing.append(where)
     if needing and len(needing) == len(rewards):
         check_rewarded(described, needing[0], turns=False)
+
+
+def check_success(options: Mapping[str, Any], where: str) -> None:
+    """Refuse options of ``success`` that no episode could be measured with.
+
+    Args:
+        where: place of the options in the campaign file.
+
+    Raises:
+        UserError: names the option.
+    """
+    attribute, at_least = options.get("attribute"), options.get("at_least")
+    if attribute is not None and not (isinstance(attribute, str) and attribute.isidentifier()):
+        raise UserError(
+            f"expected the name of a public attribute, got {attribute!r}",
+            where=f"{where}.attribute",
+            remedy="name an attribute that the environment sets, such as done",
+        )
+    is_number = isinstance(at_least, int | float) and not isinstance(at_least, bool)
+    if at_least is not None and not (is_number and math.isfinite(at_least)):
+        raise UserError(
+            f"expected a number, got {at_least!r}",
+            where=f"{where}.at_least",
+            remedy="give the smallest reward of a success, such as 1",
+        )
+    if attribute is not None and at_least is not None:
+        raise UserError(
+            f"at_least is {at_least!r} and attribute is {attribute!r}, which is read instead of the reward",
+            where=where,
+            remedy="remove one of them",
+        )
 
 
 def acting_content(settings: ActingSettings) -> dict[str, Any]:

@@ -84,6 +84,20 @@ def test_a_worker_reads_schemas_as_templates_get_them() -> None:
             "E",
             "two tools are named 'f'",
         ),
+        ("class E:\n    def reset(**row): ...", [], "E", "'reset' of .* does not take self"),
+        (
+            ENVIRONMENT + f"    def f(a: int):\n        {DOC}",
+            [],
+            "E",
+            "'f' of .* does not take self",
+        ),
+        (
+            ENVIRONMENT + "    def get_reward(self, a, b=1): ...",
+            [],
+            "E",
+            "get_reward of .* takes a\n",
+        ),
+        (ENVIRONMENT + "    def get_turn_reward(): ...", [], "E", "does not take self"),
         ("def make():\n    return 3", [], "make", "has no method reset"),
         ("def make(a, b=1, *, c): ...", [], "make", "is a function of a, c, not a class"),
     ],
@@ -123,6 +137,15 @@ def test_a_worker_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded to read the tools") as caught:
         describe_environments(EnvironmentsPlan(tools=(f"{tmp_path}/ends.py:f",)))
     assert "code 3" in str(caught.value)
+
+
+def test_files_that_the_code_reads_exist_before_it_is_loaded(tmp_path: Path) -> None:
+    plan = EnvironmentsPlan(
+        tools=("none.py:f",), files=(str(tmp_path), f"{tmp_path}/catalogue"), where="rounds.1"
+    )
+    with pytest.raises(UserError, match=r"there is no file or folder '.*/catalogue'") as caught:
+        describe_environments(plan)
+    assert caught.value.where == "rounds.1.episode.files.1"
 
 
 @pytest.mark.parametrize(

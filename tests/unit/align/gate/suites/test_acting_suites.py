@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from align.config.rewards import RewardConfig
-from align.gate.suites.kinds.acting import SuiteActing
+from align.gate.suites.kinds.acting import SuiteActing, check_rewards
 from align.gate.suites.kinds.answers import AnswerSuite
 from rewards.rubric import build_rubric
 from rollouts.engines.scripted import ScriptedEngine
+from rollouts.errors import UserError
 from rollouts.types import Prompt, Sampling
 from tests.unit.acting import LocalEnvironments, call, encoder, ids, text
 
@@ -80,3 +81,23 @@ def test_a_suite_gives_its_room_on_nodes_back_after_each_measurement(is_placed: 
     for snapshot in ("f00", "f01"):
         assert suite.measure(engine(), encoder(), snapshot, 0).values == (1.0, 1.0)
     assert ended == ([2, 4] if is_placed else [])
+
+
+@pytest.mark.parametrize(
+    ("options", "at", "says"),
+    [
+        ({"at_least": "x"}, ".at_least", "expected a number, got 'x'"),
+        ({"at_least": True}, ".at_least", "expected a number, got True"),
+        ({"at_least": float("nan")}, ".at_least", "expected a number, got nan"),
+        ({"attribute": 3}, ".attribute", "expected the name of a public attribute, got 3"),
+        ({"attribute": "is done"}, ".attribute", "expected the name of a public attribute"),
+        ({"attribute": "done", "at_least": 1}, "", "which is read instead of the reward"),
+    ],
+)
+def test_options_of_success_that_no_episode_can_be_measured_with(
+    options: dict[str, Any], at: str, says: str
+) -> None:
+    metric = {"suites.0.metric": RewardConfig(name="success", options=options)}
+    with pytest.raises(UserError, match=says) as caught:
+        check_rewards({}, metric)
+    assert caught.value.where == f"suites.0.metric.options{at}"
