@@ -107,6 +107,9 @@ class OptimizerConfig(Settings):
     """Number added to the root of the squares' mean, which prevents a division by zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decay of all trained weights, decoupled from the gradient."""
+    moments: Literal["float32", "8bit"] = "float32"
+    """Numbers of these running means: ``8bit`` takes a quarter of the memory, with a scale for every 256
+    of them, and needs the extra ``quantized``. Tensors of fewer than 4,096 numbers stay in float32."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Global norm that larger gradients are scaled down to."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -125,6 +128,14 @@ class OptimizerConfig(Settings):
     """Largest number of padded tokens whose activations are in memory at a time, over all forward passes
     that run side by side; any value gives the same gradient. None: 2,600 on CPU, where activations should
     stay in the cache, and fewer for models that would keep more than 768 MiB; 16,384 on GPU."""
+
+    @model_serializer(mode="wrap")
+    def _without_moments(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out ``moments`` in float32: stores that are older than the setting have no such key."""
+        values: dict[str, Any] = dump(self)
+        if self.moments == "float32":
+            values.pop("moments", None)
+        return values
 
     @model_validator(mode="after")
     def _falls_or_not(self) -> Self:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from align.errors import SnapshotError
+from align.learner.quantized.moments import eight_bit, moment_shape
 from align.learner.ranks.ranks import Ranks
 from align.learner.ranks.sharding import local
 from align.store.durable import replace, sync
@@ -199,8 +201,9 @@ def _misfit(state: TrainingState, tensors: Mapping[str, Tensor]) -> str | None:
     shapes = {name: t.shape for name, t in tensors.items() if not name.startswith(MOMENTS)}
     trained = [local(parameter).shape for parameter in _optimized(state)]
     for name in tensors.keys() - shapes.keys():
-        index = int(name.split("/")[1])
-        expected[name] = trained[index] if index < len(trained) else torch.Size([0])
+        _, number, key = name.split("/", 2)
+        part = trained[int(number)] if int(number) < len(trained) else torch.Size([0])
+        expected[name] = moment_shape(key, part)
         shapes[name] = tensors[name].shape or expected[name]
     other = [name for name in expected | shapes if expected.get(name) != shapes.get(name)]
     return other[0] if other else None
@@ -210,8 +213,8 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
     """Collect all tensors of this rank that change while it learns."""
     tensors = dict(state.weights)
     for index, parameter in enumerate(_optimized(state)):
-        for key, value in state.optimizer.state[parameter].items():
-            tensors[f"{MOMENTS}{index}/{key}"] = local(value)
+        for key, value in _saved_moments(state.optimizer, parameter).items():
+            tensors[f"{MOMENTS}{index}/{key}"] = value
     tensors |= _generators(state.device)
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
@@ -236,14 +239,34 @@ def _apply(state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
         weight.copy_(tensors[name])
     trained = _optimized(state)
     state.optimizer.state.clear()
+    moments: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         if name.startswith(MOMENTS):
-            _, index, key = name.split("/", 2)
-            parameter = trained[int(index)]
-            state.optimizer.state[parameter][key] = _moment(parameter, tensor)
+            _, number, key = name.split("/", 2)
+            moments[int(number)][key] = tensor
+    for index, saved in moments.items():
+        _restore_moments(state.optimizer, trained[index], saved)
     torch.set_rng_state(tensors[f"{GENERATOR}cpu"])
     if state.device.type == "cuda":
         torch.cuda.set_rng_state(tensors[f"{GENERATOR}cuda"], state.device)
+
+
+def _saved_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Return the moments of one weight; of a sharded one this rank's part."""
+    if (in_bytes := eight_bit(optimizer)) is not None:
+        return in_bytes.saved(parameter)
+    return {key: local(value) for key, value in optimizer.state[parameter].items()}
+
+
+def _restore_moments(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, saved: Mapping[str, Tensor]
+) -> None:
+    """Take the moments of one weight."""
+    if (in_bytes := eight_bit(optimizer)) is not None:
+        in_bytes.restore(parameter, saved)
+        return
+    for key, tensor in saved.items():
+        optimizer.state[parameter][key] = _moment(parameter, tensor)
 
 
 def _moment(parameter: nn.Parameter, saved: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import cos, pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from align.config.campaign import OptimizerConfig
 from align.errors import NonFiniteError
 from align.learner.penalty import Penalty, WeightStep
+from align.learner.quantized.moments import eight_bit_adamw
 from align.learner.ranks.sharding import local, whole
 
 PEAK = "initial_lr"
@@ -32,16 +34,23 @@ The cosine: Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without re
 def make_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """Make AdamW with fresh state; on a CPU its step is one pass over the weights instead of eight."""
+    """Make AdamW with fresh state; on a CPU its step is one pass over the weights instead of eight.
+
+    Raises:
+        UserError: it keeps moments in 8 bits, and bitsandbytes is not installed.
+    """
     trained = list(parameters)
-    return torch.optim.AdamW(
-        [{"params": trained, PEAK: config.lr}],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in trained) or None,
-    )
+    groups = [{"params": trained, PEAK: config.lr}]
+    settings: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": config.betas,
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+    if config.moments == "8bit":
+        return eight_bit_adamw(groups, **settings)
+    fused = all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in trained) or None
+    return torch.optim.AdamW(groups, **settings, fused=fused)
 
 
 def add_group(
@@ -132,7 +141,11 @@ def take_step(
     step = WeightStep(
         before=before,
         weights={name: local(parameter).detach() for name, parameter in trained.items()},
-        momenta={name: local(optimizer.state[p]["exp_avg"]) for name, p in trained.items()},
+        momenta={
+            name: local(optimizer.state[p]["exp_avg"])
+            for name, p in trained.items()
+            if "exp_avg" in optimizer.state[p]
+        },
         share=group["lr"] / group[PEAK],
     )
     with torch.no_grad():

@@ -56,7 +56,7 @@ class WeightStep:
     weights: Mapping[str, Tensor]
     """Weights themselves, after the step; what is written into them stays."""
     momenta: Mapping[str, Tensor]
-    """Running means of the gradients in the optimizer."""
+    """Running means of the gradients in the optimizer; empty if they are kept in 8 bits."""
     share: float = 1.0
     """Learning rate of the step, as a share of the peak."""
 

@@ -68,13 +68,23 @@ def check_division(config: Mapping[str, Any], division: DeviceDivision, where: s
             raise _indivisible(number, what, where)
     if kv_heads and kv_heads % division.tensor and division.tensor % kv_heads:
         raise _indivisible(kv_heads, "heads of keys and values", where)
-    if division.experts and _size(text, *EXPERTS) is None:
+    if division.experts and num_experts(config) is None:
         raise UserError(
             "the model has no experts to divide",
             where="rollouts.expert_parallel",
             cause=f"{where} names none",
             remedy="leave expert_parallel out",
         )
+
+
+def num_experts(config: Mapping[str, Any]) -> int | None:
+    """Return the number of experts of a model by its ``config.json``; None if it is no mixture.
+
+    >>> num_experts({"text_config": {"num_experts": 4}}), num_experts({"num_hidden_layers": 2})
+    (4, None)
+    """
+    nested = config.get("text_config")
+    return _size(nested if isinstance(nested, dict) else config, *EXPERTS)
 
 
 def share_of_cache(config: Mapping[str, Any], division: DeviceDivision) -> float:

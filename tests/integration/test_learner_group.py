@@ -46,7 +46,7 @@ NOTES: list[str] = []
 IDENTITY = {"config": "abc", "parent": "base"}
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"gradient_checkpointing": True},
-    "lora": {"lora": LoraConfig(rank=4, alpha=8.0)},
+    "lora": {"lora": LoraConfig(rank=4, alpha=8.0), "gradient_checkpointing": True},
 }
 SPEC = RoundSettings(
     # Two mini-batches need start logprobs, and seven padded tokens a pass make uneven shares.
@@ -139,6 +139,9 @@ def assert_gone(pids: list[int]) -> None:
 
 
 PPO = SPEC.model_copy(update={"algorithm": algorithm_from("ppo")})
+EIGHT_BIT = SPEC.model_copy(
+    update={"optimizer": SPEC.optimizer.model_copy(update={"moments": "8bit"})}
+)
 FILES: dict[str, Any] = {
     "dpo": {"name": "dpo", "pairs": "file"},
     "kto": {"name": "kto", "ratings": "file"},
@@ -166,7 +169,7 @@ def lesson(case: str, teacher: Path) -> tuple[str, RoundSettings, Sequence[Batch
         return "full", SPEC.model_copy(update={"algorithm": chosen}), BATCHES
     if case == "lora":
         return "lora", SPEC, BATCHES
-    return "full", {"full": SPEC, "ppo": PPO}[case], BATCHES
+    return "full", {"full": SPEC, "ppo": PPO, "8bit": EIGHT_BIT}[case], BATCHES
 
 
 @pytest.mark.parametrize(
@@ -175,7 +178,7 @@ def lesson(case: str, teacher: Path) -> tuple[str, RoundSettings, Sequence[Batch
         "full",
         "ppo",
         "lora",
-        *(pytest.param(c, marks=pytest.mark.slow) for c in ["dpo", "kto", "distill"]),
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ["dpo", "kto", "distill", "8bit"]),
     ],
 )
 def test_two_ranks_learn_what_one_does(

@@ -22,6 +22,11 @@ def check_methods(spec: RoundConfig) -> None:
             f"ensures the other would undo; keep one of them. A penalty, such as kl_anchors, ewc or si, "
             "goes with any of them"
         )
+    if "mofo" in changing and spec.optimizer.moments == "8bit":
+        raise ValueError(
+            "retention: mofo picks weights by the size of their momenta, which optimizer.moments: 8bit "
+            "rounds to 256 steps; set moments to float32, or choose another method"
+        )
     if {"o_lora", "inflora"} <= {method.name for method in spec.retention}:
         raise ValueError(
             "retention: o_lora turns the adapter's input directions away from those of earlier rounds, and "

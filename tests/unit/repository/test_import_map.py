@@ -58,6 +58,7 @@ TORCH_AT_MODULE_LEVEL: set[str] = {
     "align/learner/optimizer.py",
     "align/learner/attention.py",
     "align/learner/packing.py",
+    "align/learner/quantized/moments.py",
     "align/learner/ranks/lanes.py",
     "align/learner/ranks/parts.py",
     "align/learner/ranks/sharding.py",

@@ -151,9 +151,10 @@ class PPO(PolicyGradient):
     def objective(self, micro: MicroBatch, outputs: Outputs, totals: Totals) -> LossAndMetrics:
         loss, metrics = super().objective(micro, outputs, totals)
         teaches_N = micro.teaches_N
-        if not teaches_N.any():
-            return loss, metrics
         assert outputs.values_N is not None
+        if not teaches_N.any():
+            # Ranks that share a critic out go backward through it together, also where one has nothing.
+            return loss + outputs.values_N.sum() * 0.0, metrics
         start_N = micro.of_tokens("values_T")[teaches_N]
         returns_N = micro.of_tokens("returns_T")[teaches_N]
         loss_N, clipped_N = clipped_value_loss(

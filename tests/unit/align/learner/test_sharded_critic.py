@@ -14,6 +14,7 @@ from torch import multiprocessing
 from align.algorithms.policy_gradient.actor_critic.ppo import PPO, CriticConfig
 from align.algorithms.rows import Batch
 from align.config.campaign import (
+    AnchorConfig,
     AnchorsConfig,
     LoraConfig,
     OptimizerConfig,
@@ -31,8 +32,9 @@ ROWS = (
     row((1, 2, 3), (4, 5), 1.0),
     row((7,), (8, 9, 10), -1.0),
     row((3, 4), (5, 6, 7, 8), 0.5),
+    row((5, 6), (7, 8, 9, 3), None, "general"),
 )
-"""Rows of three passes, two of which the first rank makes."""
+"""Rows of passes of their own; the last one's has no value to learn."""
 POLICIES = {"full": None, "lora": LoraConfig(rank=2)}
 
 
@@ -47,7 +49,7 @@ def begin(ranks: Ranks, folder: Path, lora: LoraConfig | None) -> Training:
     )
     spec = RoundSettings(
         algorithm=PPO(critic=CriticConfig(lr=1e-2)),
-        anchors=AnchorsConfig(new=(), past=(), general=()),
+        anchors=AnchorsConfig(new=(), past=(), general=(AnchorConfig(to="base", beta=1.0),)),
         optimizer=OptimizerConfig(lr=1e-3, micro_batch_tokens=8),
     )
     references = References(base="base", parent="base")
