@@ -431,6 +431,9 @@ class WaitsConfig(Settings):
     """Seconds that learner ranks may take to start."""
     ranks_s: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds that a call of the learner ranks may take before the run stops."""
+    control_s: Annotated[float, Field(ge=10)] = 300.0
+    """Silence of Ray's control service (GCS) after which the run stops. Steps go on without it; engines and
+    ranks that start wait for it."""
     lease_s: Annotated[float, Field(ge=1)] = 120.0
     """Silence after which a runner on another host, or in another PID namespace, counts as dead. It renews
     its lease of the store eight times as often, however long its steps are."""

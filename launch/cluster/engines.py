@@ -12,7 +12,8 @@ from align.config.campaign import CampaignConfig
 from align.learner.folder.sizes import synced_bytes
 from align.learner.model.targets import served_targets
 from align.round.session import Observer, StartEngine
-from launch.cluster.cluster import Cluster, connect
+from launch.cluster.cluster import CLIENT, Cluster, connect
+from launch.cluster.control_watch import ControlWatch, watching
 from launch.cluster.preflight import Demand, check_room, demands_of
 from rollouts.engines import backend_named
 from rollouts.engines.backend import LINEAR_LAYERS, EngineSpec
@@ -55,6 +56,7 @@ def engine_starter(
             if cluster is None:
                 for sentence in said_of(config.rollouts.environment, os.environ):
                     observer.note(f"rollouts.environment: {sentence}")
+                watch = stack.enter_context(watching(_watch_of(config, observer)))
                 cluster = stack.enter_context(
                     connect(
                         address,
@@ -66,6 +68,8 @@ def engine_starter(
                         note=observer.note,
                     )
                 )
+                if not cluster.address.startswith(CLIENT):
+                    watch.begin(cluster.address)
             if cluster.local and (slow := shortage(weights, shared)) is not None:
                 observer.note(f"warning: {slow}")
             # Engines that were closed give their room back a moment later.
@@ -84,6 +88,12 @@ def engine_starter(
             )
 
         yield start
+
+
+def _watch_of(config: CampaignConfig, observer: Observer) -> ControlWatch:
+    """Make the watch over the cluster's control service, with the waits of a campaign."""
+    waits = config.waits
+    return ControlWatch(limit_s=waits.control_s, silence_s=waits.silence_s, note=observer.note)
 
 
 @contextmanager

@@ -6,20 +6,27 @@ that one on, and makes an error of its own of the other.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rollouts.errors import RunError
+
 TERMINATED = 128 + signal.SIGTERM
 """Exit code of a run that SIGTERM ended, as shells have it."""
 _received: list[signal.Signals] = []
 """Signal that stopped the innermost block of `ended_by_sigterm`; empty if none did."""
+_errors: list[RunError] = []
+"""Error for which `end_run` stops that block; empty if it does not."""
 
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[Callable[[], None]]:
     """Make SIGTERM end the block in order, by SystemExit; off the main thread, do nothing.
+
+    `end_run` ends it by an error.
 
     Yields a function that sees to it once more, after a library has set a handler of its own.
     """
@@ -28,10 +35,13 @@ def ended_by_sigterm() -> Iterator[Callable[[], None]]:
         return
     before = signal.getsignal(signal.SIGTERM)
     _received.clear()
+    _errors.clear()
     _install()
     try:
         yield _install
     except KeyboardInterrupt:
+        if _errors:
+            raise _errors[0] from None
         if _received:
             raise SystemExit(TERMINATED) from None
         raise
@@ -42,6 +52,15 @@ def ended_by_sigterm() -> Iterator[Callable[[], None]]:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def end_run(error: RunError) -> bool:
+    """End the block of `ended_by_sigterm` by an error, from any thread; return False if there is none."""
+    if signal.getsignal(signal.SIGTERM) is not _stop:
+        return False
+    _errors[:] = [error]
+    os.kill(os.getpid(), signal.SIGTERM)
+    return True
 
 
 def signal_of(error: BaseException) -> str | None:
@@ -59,5 +78,7 @@ def _install() -> None:
 
 
 def _stop(number: int, _frame: object) -> None:
+    if _errors:
+        raise KeyboardInterrupt(str(_errors[0]))
     _received[:] = [signal.Signals(number)]
     raise KeyboardInterrupt

@@ -65,7 +65,8 @@ class Fleet:
         """Block until every engine of the first launch has started.
 
         Raises:
-            RunError: one did not; a first start is not tried again, it fails for a lasting reason.
+            RunError: one refused, or was too slow: both have a lasting reason, and are not tried again; or
+                its process died more than ``max_restarts`` times.
         """
         import ray
 
@@ -76,18 +77,20 @@ class Fleet:
         limit_s = self.slots[0].launch.start_deadline_s
         self._note(f"waiting for {len(self.slots)} engine(s) to start, at most {limit_s:g} s")
         for slot in self.slots:
-            if not slot.starting:
-                continue
-            remaining = max(0.0, slot.deadline - time.monotonic())
-            done, _ = ray.wait(slot.starting, num_returns=len(slot.starting), timeout=remaining)
-            if len(done) < len(slot.starting):
-                raise self.lost(slot, self.slow_start(slot))
-            try:
-                slot.finish_start(None)
-            except ray.exceptions.RayTaskError as error:
-                raise refusal(error, f"engine {slot.index} did not start") from error
-            except ray.exceptions.RayError as error:
-                raise self.lost(slot, reason_of(error)) from error
+            while slot.starting:
+                remaining = max(0.0, slot.deadline - time.monotonic())
+                done, _ = ray.wait(slot.starting, num_returns=len(slot.starting), timeout=remaining)
+                if len(done) < len(slot.starting):
+                    raise self.lost(slot, self.slow_start(slot))
+                try:
+                    slot.finish_start(None)
+                except ray.exceptions.RayTaskError as error:
+                    raise refusal(error, f"engine {slot.index} did not start") from error
+                except ray.exceptions.RayActorError as error:
+                    self.replace(slot, reason_of(error))
+                    self._note(f"engine {slot.index} died while it started; another one starts")
+                except ray.exceptions.RayError as error:
+                    raise self.lost(slot, reason_of(error)) from error
         self._ready = True
         seconds = time.monotonic() - self._began
         self._note(f"engines are ready, {seconds:.0f} s after they were asked for")

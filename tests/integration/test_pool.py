@@ -312,6 +312,24 @@ def test_a_start_that_fails_is_told_in_its_own_words(pool_of):
     assert "disk full" in str(error.value)
 
 
+def test_an_engine_that_dies_while_it_starts_is_replaced(pool_of, tmp_path):
+    def die_first(always):
+        mark = tmp_path / "died"
+        if always or not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return scripted("", False)
+
+    notes = []
+    pool = pool_of(1, engine_factory=partial(die_first, False), note=notes.append)
+    check_answers([ask("a")], pool.generate([ask("a")]))
+    assert pool.metrics.restarts == 1
+    assert "engine 0 died while it started; another one starts" in notes
+
+    with pytest.raises(RunError, match="engine 0 did not start"):
+        pool_of(1, engine_factory=partial(die_first, True), max_restarts=1).wait_ready()
+
+
 def test_a_start_has_a_deadline(pool_of):
     with pytest.raises(RunError, match="engine 0 did not start") as error:
         pool_of(1, engine_factory=partial(time.sleep, 600), start_deadline_s=1).wait_ready()
