@@ -46,8 +46,7 @@ def engine_starter(
             from rollouts.pool.pool import EnginePool
 
             nonlocal cluster
-            is_first = cluster is None
-            also = "Ray and " if is_first else ""
+            also = "Ray and " if (is_first := cluster is None) else ""
             observer.note(
                 f"starting {also}{config.rollouts.engines} {config.rollouts.backend} engine(s)"
             )
