@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -224,15 +225,23 @@ def outcome_after(story: str, folder: Path, expected: Mapping[str, Any]) -> Faul
 
 
 def killed_at_random(seed: int, folder: Path) -> FaultOutcome:
-    """Kill a driver at a moment drawn from the length of an undisturbed run, then run to the end."""
+    """Kill a driver at a moment drawn from the length of an undisturbed run, then run to the end.
+
+    A driver that was over by then is no try: another one starts, with an earlier moment.
+    """
     whole = folder.parent / "undisturbed"
     moment = random.Random(seed).uniform(0.0, length_of(whole))
-    process = started(folder)
-    process.join(moment)
-    os.kill(process.pid or 0, signal.SIGKILL)
-    process.join()
-    state = "ended before" if process.exitcode == 0 else "killed after"
-    return outcome_after(f"{state} {moment:.2f} s", folder, results_of(whole))
+    while True:
+        process = started(folder)
+        process.join(moment)
+        process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            break
+        shutil.rmtree(folder)
+        folder.mkdir()
+        moment *= 0.8
+    return outcome_after(f"killed after {moment:.2f} s", folder, results_of(whole))
 
 
 def _store_of(folder: Path) -> Store:
