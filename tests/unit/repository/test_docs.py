@@ -57,7 +57,10 @@ ONLY_PARSED = {
 ONLY_PARSED_WITH = {"--address", "--api-key-env", "--crds", "--watch", "--policy"}
 MEANT = {"ROUND": lambda: "first", "OTHER": lambda: "second", "SNAPSHOT": lambda: newest_snapshot()}
 """Replacements that a reader makes for the guide's placeholders."""
-THEIR_OWN = re.compile("No such file|reads '.*', which does not exist|there is no folder 'path/to")
+THEIR_OWN = re.compile(
+    "No such file|reads '.*', which does not exist|there is no folder 'path/to"
+    "|there is no file or folder 'catalogue'"
+)
 """Inputs that a reader has and the guide has not, with the reason."""
 
 FINISHED: dict[str, Any] = {
