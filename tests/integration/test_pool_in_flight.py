@@ -6,6 +6,7 @@ other weights than the tokens is a lie that a test sees. Engines halt where a te
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -63,9 +64,16 @@ def scripted(folder):
 
     def load(update):
         mark = folder / update.version.replace("/", "-")
-        if mark.exists() and (left := int(mark.read_text())):
-            mark.write_text(str(left - 1))
-            raise ValueError("it lacks tensors")
+        if not mark.exists():
+            return
+        with mark.open("r+") as count:
+            fcntl.flock(count, fcntl.LOCK_EX)  # two engines load at the same time
+            if left := int(count.read()):
+                count.seek(0)
+                count.truncate()
+                count.write(str(left - 1))
+                count.flush()
+                raise ValueError("it lacks tensors")
 
     def before_token(position):
         deadline = time.monotonic() + PATIENCE_S
