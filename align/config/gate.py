@@ -151,6 +151,14 @@ class HarnessConfig(Settings):
     deadline_s: Annotated[float, Field(gt=0)] = 300.0
     """Seconds for such code to load the task, to build its questions, and to judge each document."""
 
+    @model_serializer(mode="wrap")
+    def _without_deadline(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the usual deadline: stores that are older than the setting have no such key."""
+        values: dict[str, Any] = dump(self)
+        if self.deadline_s == type(self).model_fields["deadline_s"].default:
+            values.pop("deadline_s", None)
+        return values
+
 
 LengthUnit = Literal["none", "tokens", "bytes"]
 """Length that log-likelihoods of choices are divided by before they are compared; ``none``: by nothing."""

@@ -20,7 +20,9 @@ JUDGES = frozenset(
     }
 )  # fmt: skip
 """Settings of a suite that limit losses and do not affect what is measured."""
-
+DEADLINE = ["harness", "deadline_s"]
+"""Path, within a suite, of the seconds that code of its task may take: what is measured does not depend on
+them."""
 
 CODE = ["algorithm", "code_sha256"]
 """Path of the hash of a user's own algorithm; it may change, since the code of each run is on record."""
@@ -102,7 +104,9 @@ def _round(change: ConfigChange, rest: list[str], committed: Committed) -> str |
 
 
 def _suite(change: ConfigChange, rest: list[str], committed: Committed) -> str | None:
-    if len(rest) < 2 or rest[0] not in committed.judged or rest[1] in JUDGES:
+    if len(rest) < 2 or rest[0] not in committed.judged:
+        return None
+    if rest[1] in JUDGES or rest[1:] == DEADLINE:
         return None
     return f"verdicts rest on what {rest[0]!r} measures; give the changed suite another name"
 

@@ -153,7 +153,7 @@ class PPO(PolicyGradient):
         teaches_N = micro.teaches_N
         assert outputs.values_N is not None
         if not teaches_N.any():
-            # Ranks that share a critic out go backward through it together, also where one has nothing.
+            # Ranks run the backward pass of a sharded critic together, so every loss depends on it.
             return loss + outputs.values_N.sum() * 0.0, metrics
         start_N = micro.of_tokens("values_T")[teaches_N]
         returns_N = micro.of_tokens("returns_T")[teaches_N]

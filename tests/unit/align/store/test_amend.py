@@ -484,6 +484,20 @@ def test_differences_are_by_name() -> None:
     assert ConfigChange(("seed",), 0, 1).sentence == "seed: 0 -> 1"
 
 
+def test_a_judged_task_of_the_harness_may_take_longer(tmp_path: Path) -> None:
+    def content(**harness: Any) -> dict[str, Any]:
+        campaign = raw_campaign(tmp_path)
+        suite = {"name": "task", "harness": {"task": "sums", **harness}}
+        return CampaignConfig.model_validate({**campaign, "suites": [suite]}).content()
+
+    committed = Committed(judged=frozenset({"task"}))
+    before = content()
+    assert "deadline_s" not in before["suites"][0]["harness"], "older stores have no such key"
+    longer = compare(before, content(deadline_s=600), committed)
+    assert not longer.refusals and [change.path[-1] for change in longer.changes] == ["deadline_s"]
+    assert compare(before, content(num_fewshot=3), committed).refusals
+
+
 def test_rounds_that_wait_before_a_decided_one_keep_their_place() -> None:
     # A round whose stream was empty was passed, and the one behind it decided.
     slots = (Slot(index=0, name="waits", state="planned", attempts=0),
