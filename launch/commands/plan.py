@@ -104,7 +104,7 @@ def show_prediction(prediction: Prediction, *, as_json: bool = False) -> None:
         parts = ((name, getattr(entry.rank, name)) for name in entry.rank.__slots__)
         listing = ", ".join(f"{name} {size_text(size)}" for name, size in parts if size)
         typer.echo(f"{entry.name}: a rank has {listing}")
-        for sentence in entry.fits:
+        for sentence in entry.misfits:
             typer.echo(f"{entry.name}: does not fit: {sentence}")
     typer.echo(
         "Libraries (about 1 GiB a device) and suites come on top; how near this is: "

@@ -79,7 +79,7 @@ class RoundPrediction:
     step_s: float
     tokens_per_s: float
     """Sampled and prompt tokens that a step learns from, by its seconds and by all devices."""
-    fits: tuple[str, ...]
+    misfits: tuple[str, ...]
     """Sentences on what does not fit on the devices; empty if all does."""
 
     @property
@@ -203,7 +203,7 @@ def predict_round(
         sync_s=sync,
         step_s=step,
         tokens_per_s=tokens / step / devices if step else 0.0,
-        fits=tuple(_misfits(rank, engine, config, device)),
+        misfits=tuple(_misfits(rank, engine, config, device)),
     )
 
 
